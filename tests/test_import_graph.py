@@ -18,6 +18,7 @@ ORDER = [
     "interfaces",
     "prompts",
     "conversations",
+    "guidance",
     "sampler",
     "shapes_world",
     "backbones",

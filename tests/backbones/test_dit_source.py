@@ -1,4 +1,4 @@
-"""The source image of an edit inside of the DiT: exact where there is none, in place where it is."""
+"""The source image of an edit inside of the DiT: no bit where there is none, else in its place."""
 
 import pytest
 import torch

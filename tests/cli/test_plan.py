@@ -143,10 +143,8 @@ def test_stages_that_show_images_are_planned(capsys):
 @pytest.mark.parametrize("source", ["none", "channels", "tokens"])
 def test_flops_of_an_edit_count_the_image_in_its_prompt_and_the_source(source):
     """Of one sample without repeated noise, by torch's counter."""
-    flags = (
-        "--model.build_decoder=false",
-        f"--model.generation.init_args.dit.init_args.source={source}",
-    )
+    dit = "--model.generation.init_args.dit.init_args"
+    flags = "--model.build_decoder=false", f"{dit}.source={source}"
     model = place(stage_model("tiny", "edits", *flags), torch.device("cpu"))
     model.train().generation.flow = replace(model.generation.flow, num_noise_samples=1)
     features = torch.zeros(1, *model.target_encoder.feature_shape)

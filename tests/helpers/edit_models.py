@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from builders import unified
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from triptych.checkpoints.weight_files import read_metadata
 from triptych.data_modules import Collator, ShardFolder, TaskDataset
 from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, Batch
+from triptych.utils.paths import resolve
 
 
 def edit_model(stage: str = "stage2", source: str = "channels", **settings: Any):
@@ -38,3 +41,21 @@ def mixed_batch(model: Any, captions: Path, edits: Path, wanted: str = "cece") -
     build = Collator(list(sets.values()), model.preprocessing())
     places = [("ce".index(kind), number) for number, kind in enumerate(wanted)]
     return build(0, places, range(len(places)))
+
+
+def tiny_flags(folder: Path) -> list[str]:
+    """Flags of the tiny preset with a generator that sees sources, by random weights in `folder`.
+
+    All other weights are those of the preset.
+    """
+    path = resolve("asset:tiny/generation.safetensors", created_by="")
+    tensors, metadata = load_file(path), read_metadata(path)
+    width = tensors["generation.dit.dit.patch_embedder.proj.weight"].shape
+    draw = torch.Generator().manual_seed(3)
+    inside = "generation.dit.dit.patch_embedder.source_embedder."
+    tensors[inside + "weight"] = 0.2 * torch.randn(width, generator=draw)
+    tensors[inside + "bias"] = 0.2 * torch.randn(width[:1], generator=draw)
+    file = folder / "seeing.safetensors"
+    save_file(tensors, file, metadata)
+    flag = "--model.generation.init_args.dit.init_args.source=channels"
+    return [flag, f"--model.weights.generation={file}"]

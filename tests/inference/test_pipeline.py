@@ -21,7 +21,13 @@ from triptych.conversations import chat_ids
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval
 from triptych.evaluation.shapes.all_scores import ScoringPlan
 from triptych.inference.chat_messages import read_messages
-from triptych.inference.generation_config import FIELDS, SETTINGS, GenerationConfig
+from triptych.inference.generation_config import (
+    FIELDS,
+    PROMPT_FIELDS,
+    PROMPT_SETTINGS,
+    SETTINGS,
+    GenerationConfig,
+)
 from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody
 from triptych.utils.errors import UserError
@@ -51,18 +57,19 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_every_setting_is_known_by_pipeline_command_line_server_page_and_evaluators(capsys):
-    for call in (UnifiedPipeline.__call__, UnifiedPipeline.edit):
-        assert set(FIELDS) <= set(inspect.signature(call).parameters)
+    for call, names in ((UnifiedPipeline.__call__, PROMPT_FIELDS), (UnifiedPipeline.edit, FIELDS)):
+        assert set(FIELDS) & set(inspect.signature(call).parameters) == set(names)
     for command in (["generate"], ["edit"], ["eval", "geneval"], ["eval", "shapes"]):
         shown = help_of(command, capsys)
-        assert all(flag_of(name) in shown for name in SETTINGS), command
+        names = SETTINGS if command[-1] in ("edit", "shapes") else PROMPT_SETTINGS
+        assert [name for name in SETTINGS if flag_of(name) in shown] == list(names), command
     assert flag_of("num_images_per_prompt") in help_of(["generate"], capsys)
-    for body in (GenerationBody, EditBody):
-        assert set(SETTINGS) <= set(body.model_fields)
+    for body, names in ((GenerationBody, PROMPT_SETTINGS), (EditBody, SETTINGS)):
+        assert set(SETTINGS) & set(body.model_fields) == set(names)
     assert isinstance(GenerationJob([], []).settings, GenerationConfig)
     for evaluator in (ShapeEval, EditEval, FeatureDistance, ScoringPlan):
         assert "generation_config" in inspect.signature(evaluator).parameters
-    line = json.dumps({"prompt": "a"} | dict.fromkeys(FIELDS))
+    line = json.dumps({"prompt": "a"} | dict.fromkeys(PROMPT_FIELDS))
     assert read_prompts([], "a.jsonl", line)[0].text == "a"
 
 

@@ -47,4 +47,6 @@ def test_a_rank_without_edits_waits_for_no_other(number, found, edits_folder, we
     names = {name for gradients, _ in alone for name in gradients}
     mean = {name: sum(g[name] for g, _ in alone if name in g) / 2 for name in names}
     assert apart(results[number]["gradients"][0], mean) < 1e-6
-    assert results[number]["losses"] == pytest.approx([sum(l for _, l in alone) / 2], rel=1e-6)
+    assert results[number]["losses"] == pytest.approx(
+        [sum(loss for _, loss in alone) / 2], rel=1e-6
+    )

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from triptych.inference.argument_names import remedy
-from triptych.inference.generation_config import FIELDS, SETTINGS, help_of, limit_of
+from triptych.inference.generation_config import (
+    FIELDS,
+    PROMPT_SETTINGS,
+    SETTINGS,
+    help_of,
+    limit_of,
+)
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
 from triptych.utils.limits import BATCH, PORT, PROCESSES, SEED, Interval, OneOf, Text
@@ -90,8 +96,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTINGS) -> None:
-    """Add a flag for each of these fields of `GenerationConfig`, by default all settings."""
+def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = PROMPT_SETTINGS) -> None:
+    """Add a flag for each of these fields of `GenerationConfig`, by default all of a prompt."""
     group = parser.add_argument_group("generation (default of each: the model's own)")
     for name in names:
         limit = limit_of(name)

@@ -16,7 +16,7 @@ from triptych.cli.arguments import (
 from triptych.cli.input_files import InputRequest, images_at
 from triptych.cli.jobs import jobs_of, run_jobs, settings_for
 from triptych.cli.output_folder import ImageJob
-from triptych.inference.generation_config import DECODER_SETTINGS
+from triptych.inference.generation_config import DECODER_SETTINGS, SETTINGS, GenerationConfig
 from triptych.utils.errors import UserError
 from triptych.utils.prompt_files import read_input
 from triptych.utils.text import clean_text
@@ -35,7 +35,8 @@ EDIT = """\
   echo '{"image": "docs/images/samples.png", "instruction": "add a star"}' | \
 triptych edit --jsonl - -o out/edits
 
-Only a model that was trained on edits follows instructions."""
+Only a model that was trained on edits follows instructions. Only one whose generator sees the image
+keeps the rest of it, and takes --image-guidance-scale, such as 1.5, beside --guidance-scale."""
 
 RECONSTRUCT = """\
   triptych reconstruct docs/images/samples.png -o out/reconstruct
@@ -100,7 +101,7 @@ def edit(arguments: list[str]) -> None:
     )
     add_num_images(parser)
     add_output(parser, "out/edit")
-    add_generation(parser)
+    add_generation(parser, SETTINGS)
     parsed = parse(parser, arguments)
     clean_negative_prompt(parsed)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
@@ -120,6 +121,8 @@ def edit(arguments: list[str]) -> None:
             raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
 
     def check(pipe: Any) -> None:
+        for settings in {GenerationConfig(**settings_for(job)) for job in jobs}:
+            pipe.check_edits(settings)
         pipe.check_prompts([request.text for request in requests], with_image=True)
         pipe.check_prompts(negative_prompts(jobs))
 

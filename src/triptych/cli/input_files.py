@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.inference.argument_names import MEANT
-from triptych.inference.generation_config import FIELDS, limit_of
+from triptych.inference.generation_config import FIELDS, OF_EDITS, PROMPT_FIELDS, limit_of
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
 from triptych.utils.listing.folders import list_images
@@ -64,7 +64,9 @@ def read_edits(file: str, content: str) -> list[InputRequest]:
     Raises:
         UserError: a line is invalid; the message names the file and line.
     """
-    return read_lines(read_objects(file, content), "instruction", {"image"}, read_request)
+    return read_lines(
+        read_objects(file, content), "instruction", {"image", *OF_EDITS}, read_request
+    )
 
 
 def read_lines(
@@ -98,14 +100,14 @@ def read_request(
     line: dict[str, Any], where: str, text_key: str, other_keys: set[str]
 ) -> InputRequest:
     """Validate one line and convert it to a request."""
-    allowed = {text_key, "id", *FIELDS, *other_keys}
+    allowed = {text_key, "id", *PROMPT_FIELDS, *other_keys}
     if unknown := sorted(set(line) - allowed):
         if (replacement := MEANT.get(unknown[0])) in allowed:
             raise UserError(f"{where}: {unknown[0]!r} is unknown; use {replacement}.")
         raise UserError(f"{where}: {unknown[0]!r} is none of {', '.join(sorted(allowed))}.")
     if not isinstance(line.get(text_key), str):
         raise UserError(f'{where} has no text "{text_key}"; write one.')
-    options = {key: line[key] for key in (*FIELDS, *other_keys) if line.get(key) is not None}
+    options = {key: line[key] for key in (*PROMPT_FIELDS, *other_keys) if line.get(key) is not None}
     for key, value in options.items():
         options[key] = _validated(key, value, where)
     seed = options.pop("seed", None)

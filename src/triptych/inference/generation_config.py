@@ -2,7 +2,7 @@
 
 Each field, with its limit and its help, is an argument of `UnifiedPipeline`, a flag of every
 command that generates images, a key of JSON lines and of HTTP requests, a control of the web page,
-and a key of evaluators' `generation_config`.
+and a key of evaluators' `generation_config`; those `OF_EDITS` only where images are edited.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class GenerationConfig:
         STEPS, "steps", "number of steps that make image features"
     )
     guidance_scale: float | None = _field(SCALE, "guidance", "strength of guidance by the prompt")
+    image_guidance_scale: float | None = _field(
+        SCALE, "image guidance", "strength of guidance by the image to edit"
+    )
     guidance_interval: tuple[float, float] | None = _field(
         INTERVAL,
         "guidance interval",
@@ -95,6 +98,8 @@ class GenerationConfig:
 
 def own_value(model: Any, name: str) -> Any:
     """A UnifiedModule's own value of a setting, or None."""
+    if name in OF_EDITS and not model.generation.takes_source:
+        return None
     part = model.decoding.decoder if name.startswith(DECODER) else model.generation
     name = name.removeprefix(DECODER)
     return getattr(part.sampling, "name" if name == "sampler" else name, None)
@@ -117,6 +122,11 @@ def help_of(name: str) -> str:
 
 FIELDS = {each.name: each for each in fields(GenerationConfig)}
 SETTINGS = tuple(name for name in FIELDS if name not in CALL)
+OF_EDITS = ("image_guidance_scale",)
+"""Settings that only edits have, by a model whose generator sees the image."""
+PROMPT_SETTINGS = tuple(name for name in SETTINGS if name not in OF_EDITS)
+"""Settings of images of a prompt alone."""
+PROMPT_FIELDS = tuple(name for name in FIELDS if name not in OF_EDITS)
 DECODER_SETTINGS = tuple(name for name in SETTINGS if name.startswith(DECODER))
 
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.inference.edit_source import source_of_images
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.image_generation import condition, negative_condition, reconstruct
 from triptych.inference.image_requests import ImageRequest, chunks, ranges
-from triptych.interfaces import Condition
+from triptych.interfaces import Condition, Source
 from triptych.sampler import model_calls
 from triptych.utils.images import to_images
 
@@ -68,10 +69,17 @@ class ImageBatches:
         ]
         return torch.cat(conditions)[places]
 
-    def generate(self, conditions: Tensor, requests: list[ImageRequest]) -> Tensor:
+    def encode_sources(self, images: Tensor) -> Source | None:
+        """Source of images to edit, one per prompt; None where the generator sees none."""
+        sources = [source_of_images(self.model, some) for some in images.split(self.batch_size)]
+        return None if sources[0] is None else Source.cat(sources)
+
+    def generate(
+        self, conditions: Tensor, requests: list[ImageRequest], source: Source | None = None
+    ) -> Tensor:
         """Images uint8 [B,3,H,W]; each network is on the device once per call."""
         batches = list(chunks(requests, self.batch_size))
-        return torch.cat(self._pixels(self._features(conditions, batches), batches))
+        return torch.cat(self._pixels(self._features(conditions, batches, source), batches))
 
     def reconstruct(self, images: Tensor, requests: list[ImageRequest]) -> Tensor:
         """Images uint8 [B,3,H,W] through encoder and decoder."""
@@ -82,7 +90,9 @@ class ImageBatches:
         ]
         return torch.cat(pixels)
 
-    def _features(self, conditions: Tensor, batches: list[list[ImageRequest]]) -> list[Tensor]:
+    def _features(
+        self, conditions: Tensor, batches: list[list[ImageRequest]], source: Source | None
+    ) -> list[Tensor]:
         """Features [B,C,h,w] of each batch."""
         generation, features, config = self.model.generation, [], self.config
         negative = negative_condition(self.model, config)
@@ -95,12 +105,14 @@ class ImageBatches:
                 shown = partial(preview, estimate)
                 self.callback(Progress("features", step + 1, calls, images, shown))
 
-            states = Condition(conditions[[each.number for each in batch]])
+            rows = [each.number for each in batch]
+            states = Condition(conditions[rows])
             features.append(
                 generation.sample(
                     states,
                     seeds,
                     negative_condition=negative,
+                    source=None if source is None else source.rows(rows),
                     on_step=on_step if self.callback else None,
                     **config.of_features,
                 )

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.inference.edit_source import check_edit, source_of_images
 from triptych.inference.generation_config import GenerationConfig
-from triptych.interfaces import Condition
+from triptych.interfaces import Condition, Source
 from triptych.prompts import (
     IMAGE_PAD,
     PAD,
@@ -95,12 +96,26 @@ def edit(
     config: GenerationConfig | None = None,
 ) -> Tensor:
     """Edit images uint8 [B,3,H,W] by prompts; results have the model's image size."""
-    return _generated(model, condition(model, prompts, images), seeds, config or GenerationConfig())
+    config = config or GenerationConfig()
+    check_edit(model, config)
+    states, source = condition(model, prompts, images), source_of_images(model, images)
+    return _generated(model, states, seeds, config, source=source)
 
 
-def _generated(model: Any, states: Condition, seeds: list[int], config: GenerationConfig) -> Tensor:
+def _generated(
+    model: Any,
+    states: Condition,
+    seeds: list[int],
+    config: GenerationConfig,
+    *,
+    source: Source | None = None,
+) -> Tensor:
     features = model.generation.sample(
-        states, seeds, negative_condition=negative_condition(model, config), **config.of_features
+        states,
+        seeds,
+        negative_condition=negative_condition(model, config),
+        source=source,
+        **config.of_features,
     )
     return model.decode(features, seeds, **config.of_decoder)
 

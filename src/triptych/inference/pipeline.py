@@ -23,9 +23,12 @@ from triptych import __version__
 from triptych.inference.argument_names import named_arguments
 from triptych.inference.chat import prepare_answers
 from triptych.inference.chat_messages import ChatAnswer, Conversation
+from triptych.inference.edit_source import check_edit
 from triptych.inference.generation_config import (
     DECODER_SETTINGS,
     FIELDS,
+    PROMPT_FIELDS,
+    PROMPT_SETTINGS,
     SETTINGS,
     GenerationConfig,
 )
@@ -53,7 +56,7 @@ class UnifiedPipeline(PretrainedModel):
 
     # 1. Images ------------------------------------------------------------------------------------
 
-    @named_arguments("the pipeline", FIELDS)
+    @named_arguments("the pipeline", PROMPT_FIELDS)
     def __call__(
         self,
         prompt: str | Sequence[str] = (),
@@ -113,23 +116,35 @@ class UnifiedPipeline(PretrainedModel):
         """Edit images, one prompt for each image; other arguments are those of a call.
 
         The model generates a new image from image and prompt, which requires training on edits.
+        `guidance_scale` is the strength of guidance by the prompt, `image_guidance_scale` that by
+        the image, where the generator sees it; else only the language model does, and a warning
+        says so.
 
         Raises:
-            UserError: an image cannot be read, the numbers of prompts and images differ, or an
-                error of a call.
+            UserError: there is no image, one cannot be read, the numbers of prompts and images
+                differ, there is an image_guidance_scale for a generator that does not see images,
+                or an error of a call.
         """
         images, prompts = _listed(image), [prompt] if isinstance(prompt, str) else list(prompt)
+        if not images:
+            raise UserError("there is no image to edit; give one for each prompt.")
         if len(images) != len(prompts):
             raise UserError(f"{len(images)} images and {len(prompts)} prompts; give one each.")
         config = replace(generation_config or GenerationConfig(), **settings)
+        self.check_edits(config)
         self.check_prompts(prompts, with_image=True)
         self.check_prompts([config.negative_prompt] if config.negative_prompt else [])
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
+        takes_source = self.model.generation.takes_source
+        names = SETTINGS if takes_source else PROMPT_SETTINGS
         shown = _squares(images, self.model.preprocessing().understanding_size)
+        sources = _squares(images, self.model.image_size) if takes_source else shown
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.encode_prompts(prompts, shown), requests)
-            return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
+            conditions = batches.encode_prompts(prompts, shown)
+            pixels = batches.generate(conditions, requests, batches.encode_sources(sources))
+            metadata = self._metadata(requests, config, names)
+            return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("reconstruct", DECODER_SETTINGS)
     def reconstruct(
@@ -186,6 +201,14 @@ class UnifiedPipeline(PretrainedModel):
             UserError: a prompt is empty or too long.
         """
         prompt_rows(self.model, list(prompts), with_image=with_image)
+
+    def check_edits(self, config: GenerationConfig) -> None:
+        """Check settings of edits before long work; see `edit_source.check_edit`.
+
+        Raises:
+            UserError: the model cannot edit by these settings.
+        """
+        check_edit(self.model, config)
 
     # 2. Text --------------------------------------------------------------------------------------
 
@@ -308,7 +331,7 @@ class UnifiedPipeline(PretrainedModel):
         self,
         requests: list[ImageRequest],
         config: GenerationConfig,
-        names: Sequence[str] = SETTINGS,
+        names: Sequence[str] = PROMPT_SETTINGS,
     ) -> list[dict[str, Any]]:
         origin = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
         values = config.resolved(self.model)

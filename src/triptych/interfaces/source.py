@@ -25,6 +25,10 @@ class Source:
         """No source where `dropped` [B] is True: guidance by the image."""
         return Source(self.features, self.present & ~dropped)
 
+    def rows(self, numbers: list[int]) -> Source:
+        """The rows of these numbers."""
+        return Source(self.features[numbers], self.present[numbers])
+
     def absent(self) -> Source:
         """No source in any row."""
         return Source(self.features, torch.zeros_like(self.present))

@@ -69,6 +69,8 @@ def unused_parts(model: Any, contents: BatchContents, needed: Iterable[str] = ()
     used = set(needed)
     if "understanding" in used:
         used |= {"vision_tower", "lm_head"}
+    if {"generation", "vision_tower"} <= used and _sees_sources(model):
+        used.add("encoder")  # it makes edits
     if contents.shows_images:
         used.add("vision_tower")
     if "understanding" in model.loss_weights:
@@ -88,9 +90,17 @@ def _encodes(model: Any, contents: BatchContents) -> bool:
     if "encoding" in losses:
         return True
     targets = "generation" in losses and model.target_encoder is model.encoder
-    if targets and contents.has_sources and model.generation.takes_source:
+    if targets and contents.has_sources and _sees_sources(model):
         return True
     return not contents.has_features and (targets or "decoding" in losses)
+
+
+def _sees_sources(model: Any) -> bool:
+    """Whether the generator sees the images that edits change, through the image encoder."""
+    generation = model.generation
+    if generation is None or not generation.takes_source:
+        return False
+    return model.target_encoder is model.encoder
 
 
 def _decodes_against_blank_image(model: Any) -> bool:

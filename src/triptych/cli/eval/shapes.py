@@ -20,7 +20,7 @@ from triptych.cli.arguments import (
 from triptych.cli.devices import for_each
 from triptych.cli.eval.arguments import add_report, write_files
 from triptych.cli.jobs import progress_bar
-from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.generation_config import SETTINGS, GenerationConfig
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import ALL_IMAGES
 
@@ -56,7 +56,7 @@ def shapes(arguments: list[str]) -> None:
         "shows; default none",
     )
     add_parts(parser, "seed of the noise that images start from", 64)
-    add_generation(parser)
+    add_generation(parser, SETTINGS)
     parsed = parse(parser, arguments)
     from triptych.evaluation.shapes.all_scores import ScoringPlan, report
 
@@ -95,6 +95,7 @@ def _item_scores(
 
         def load(device: Any) -> tuple[Any, ImageCache | None]:
             pipe = load_pipeline(parsed, device)
+            pipe.check_edits(plan.generation_config)
             settings.update(_settings_of(pipe, plan))
             return pipe, ImageCache(parsed.images_dir, settings) if parsed.images_dir else None
 

@@ -188,7 +188,7 @@ def _num_partial(body: ImageBody) -> int:
 
 def _settings(body: ImageBody) -> GenerationConfig:
     try:
-        return GenerationConfig(**{name: getattr(body, name) for name in SETTINGS})
+        return GenerationConfig(**{name: getattr(body, name, None) for name in SETTINGS})
     except UserError as error:
         name = str(error).partition(" ")[0]
         raise bad_request(name if name in SETTINGS else None, str(error)) from error

@@ -7,6 +7,7 @@ pass for a setting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +21,7 @@ from pydantic import (
     create_model,
 )
 
-from triptych.inference.generation_config import SETTINGS, help_of, limit_of
+from triptych.inference.generation_config import OF_EDITS, PROMPT_SETTINGS, help_of, limit_of
 from triptych.utils.limits import Interval, OneOf, Range
 from triptych.utils.text import clean_text
 
@@ -76,15 +77,17 @@ def _type_of(limit: Any) -> Any:
     return Text
 
 
-SettingsBody = create_model(
-    "SettingsBody",
-    __base__=Body,
-    **{
+def _settings_body(title: str, base: type, names: Sequence[str]) -> Any:
+    """Create a body with these settings of `GenerationConfig`."""
+    fields = {
         name: (_type_of(limit_of(name)) | None, Field(None, description=help_of(name)))
-        for name in SETTINGS
-    },
-)
-"""All settings of `GenerationConfig`, which are not OpenAI's: clients send them by extra_body."""
+        for name in names
+    }
+    return create_model(title, __base__=base, **fields)
+
+
+SettingsBody = _settings_body("SettingsBody", Body, PROMPT_SETTINGS)
+"""Settings of `GenerationConfig`, which are not OpenAI's: clients send them by extra_body."""
 
 
 class ImageBody(SettingsBody):
@@ -131,7 +134,7 @@ class GenerationBody(ImageBody):
     style: Literal["vivid", "natural"] | None = None
 
 
-class EditBody(ImageBody):
+class EditBody(_settings_body("EditSettingsBody", ImageBody, OF_EDITS)):
     """Fields of POST /v1/images/edits, besides its images."""
 
     input_fidelity: Literal["high", "low"] | None = None  # a preference without effect

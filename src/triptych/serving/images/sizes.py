@@ -27,4 +27,7 @@ class ImageSizes:
         side = vlm.image_size
         example = torch.zeros(3, side, side, dtype=torch.uint8)
         squares = vlm.chat_inputs([example]) is None
-        return cls(pipeline.model.vae.image_size, side, side if squares else None)
+        # the generator may see the image, too, at the encoder's size
+        sees = pipeline.model.generation.takes_source
+        edited = max(side, pipeline.model.image_size) if sees else side
+        return cls(pipeline.model.vae.image_size, edited, side if squares else None)

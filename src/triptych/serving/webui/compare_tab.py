@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
-from triptych.inference.generation_config import SETTINGS
+from triptych.inference.generation_config import PROMPT_SETTINGS
 from triptych.serving.webui.controls import arguments, numbers, seed_row
 from triptych.serving.webui.generate_tab import EXAMPLES
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, errors_for_viewers, new_seed, status
@@ -208,7 +208,7 @@ def _image(page: Page, label: str, name: str) -> gr.Image:
 
 def _result(pair: Pair, button: str, tally: Tally, criterion: str) -> str:
     """Return the HTML that reveals the sides and shows the tally of all votes on them."""
-    differing = [key for key in SETTINGS if pair.a[key] != pair.b[key]]
+    differing = [key for key in PROMPT_SETTINGS if pair.a[key] != pair.b[key]]
     sides = {"left": pair.left, "right": pair.right}
     cells = "".join(
         f'<div class="{"won" if place == button else ""}"><b>{place.capitalize()}</b>: '

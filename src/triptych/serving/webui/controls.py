@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
 from triptych.inference.generation_config import (
     DECODER,
-    SETTINGS,
+    PROMPT_SETTINGS,
     help_of,
     label_of,
     limit_of,
@@ -29,8 +29,10 @@ MAX_SEED = 2**53 - 1
 MODEL_DEFAULT = "the model's"
 
 
-def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
-    """Add a control for each of SETTINGS, set to the model's values."""
+def sliders(
+    pipe: UnifiedPipeline, names: Sequence[str] = PROMPT_SETTINGS
+) -> list[gr.components.Component]:
+    """Add a control for each of the settings `names`, set to the model's values."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         default = own_value(pipe.model, name)
@@ -47,11 +49,11 @@ def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
                 )
         return _textbox(name, label)
 
-    return _controls(control)
+    return _controls(control, names)
 
 
 def numbers() -> list[gr.components.Component]:
-    """Add a control for each of SETTINGS; 0 or empty is the model's value."""
+    """Add a control for each of PROMPT_SETTINGS; 0 or empty is the model's value."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         options = {"info": f"0: {MODEL_DEFAULT}", "min_width": 110}
@@ -65,21 +67,21 @@ def numbers() -> list[gr.components.Component]:
                 return number(0, MAX_GUIDANCE_SCALE, label, whole=False, **options)
         return _textbox(name, label)
 
-    return _controls(control)
+    return _controls(control, PROMPT_SETTINGS)
 
 
 def _controls(
-    control: Callable[[str, Any, str], gr.components.Component],
+    control: Callable[[str, Any, str], gr.components.Component], names: Sequence[str]
 ) -> list[gr.components.Component]:
-    """Add the control of each of SETTINGS, with one row for each sampler."""
+    """Add the control of each of the settings, with one row for each sampler."""
     controls = {}
     for prefix, stage in STAGES.items():
         with gr.Row():
-            for name in SETTINGS:
+            for name in names:
                 if name.startswith(DECODER) == bool(prefix):
                     label = f"{stage}: {label_of(name)}"
                     controls[name] = control(name, limit_of(name), label)
-    return [controls[name] for name in SETTINGS]
+    return [controls[name] for name in names]
 
 
 def _textbox(name: str, label: str) -> gr.Textbox:
@@ -87,13 +89,13 @@ def _textbox(name: str, label: str) -> gr.Textbox:
     return gr.Textbox(label=label, info=f"{help_of(name)}; {hint}may be empty", min_width=140)
 
 
-def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
+def arguments(values: Sequence[Any], names: Sequence[str] = PROMPT_SETTINGS) -> dict[str, Any]:
     """Convert the values of `sliders` or `numbers` to arguments of the pipeline.
 
     Raises:
         UserError: a text is invalid.
     """
-    return {name: _value(name, value) for name, value in zip(SETTINGS, values, strict=True)}
+    return {name: _value(name, value) for name, value in zip(names, values, strict=True)}
 
 
 def _value(name: str, value: Any) -> Any:

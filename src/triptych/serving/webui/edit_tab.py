@@ -6,6 +6,7 @@ from functools import partial
 
 import gradio as gr
 
+from triptych.inference.generation_config import PROMPT_SETTINGS, SETTINGS
 from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, add_run_and_stop, errors_for_viewers
 from triptych.utils.errors import UserError
@@ -28,6 +29,7 @@ def image_box(page: Page, label: str, name: str) -> gr.Image:
 
 def edit_tab(page: Page) -> None:
     """Build the tab: image and instruction on the left, images on the right."""
+    names = SETTINGS if page.pipe.model.generation.takes_source else PROMPT_SETTINGS
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             image = image_box(page, "Image", "edit-image")
@@ -40,7 +42,7 @@ def edit_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", elem_id="edit")
                 stop = gr.Button("Stop")
-            controls = sampling_controls(page.pipe)
+            controls = sampling_controls(page.pipe, names)
         with gr.Column(scale=3, min_width=320):
             status_line, gallery = add_gallery(page)
 
@@ -52,7 +54,9 @@ def edit_tab(page: Page) -> None:
                 raise UserError("there is no image to edit; put one into the box.")
             (decoded,) = page.uploads.read([image], page.sizes.edit_input)
             call = partial(page.pipe.edit, decoded, prompt=instruction)
-            yield from run_call(page, call, text=instruction, values=values, outputs=outputs)
+            yield from run_call(
+                page, call, text=instruction, values=values, outputs=outputs, names=names
+            )
 
     add_run_and_stop(
         [run.click, instruction.submit],

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from triptych.inference.generation_config import PROMPT_SETTINGS
 from triptych.inference.image_output import ImageOutput
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.controls import arguments, seed_row, sliders
@@ -58,12 +59,14 @@ def gallery_updates(
         }
 
 
-def sampling_controls(pipe: UnifiedPipeline) -> list[gr.components.Component]:
-    """Add the controls of a call: number of images, seed, new seeds, sampling settings."""
+def sampling_controls(
+    pipe: UnifiedPipeline, names: Sequence[str] = PROMPT_SETTINGS
+) -> list[gr.components.Component]:
+    """Add the controls of a call: number of images, seed, new seeds, and settings of `names`."""
     count = slider(1, MAX_IMAGES, value=4, step=1, label="Images")
     seed, fresh = seed_row()
     with gr.Accordion("Sampling", open=False):
-        settings = sliders(pipe)
+        settings = sliders(pipe, names)
     return [count, seed, fresh, *settings]
 
 
@@ -74,6 +77,7 @@ def run_call(
     text: str,
     values: Sequence[Any],
     outputs: tuple[gr.HTML, gr.Gallery, gr.Number],
+    names: Sequence[str] = PROMPT_SETTINGS,
 ) -> Iterator[dict[gr.components.Component, Any]]:
     """Yield the updates of the page while a pipeline call generates images.
 
@@ -82,6 +86,7 @@ def run_call(
         text: prompt or instruction, for the names of files.
         values: values of `sampling_controls`.
         outputs: status line, gallery and seed.
+        names: settings among the values.
 
     Raises:
         UserError: an error of the call.
@@ -89,7 +94,7 @@ def run_call(
     count, seed, fresh, *settings = values
     status_line, gallery, seed_box = outputs
     first = new_seed() if fresh or seed is None else seed
-    call = partial(call, num_images_per_prompt=count, seed=first, **arguments(settings))
+    call = partial(call, num_images_per_prompt=count, seed=first, **arguments(settings, names))
 
     def run(callback: Callable) -> Any:
         return call(callback_on_step_end=callback).images
