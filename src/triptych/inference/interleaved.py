@@ -191,7 +191,7 @@ def split_shown(
     return list(zip(parts, grids.split(1), strict=True)), tokens
 
 
-def most_images(model: Any, wanted: int | None) -> int:
+def most_images(model: Any, wanted: int | None = None) -> int:
     """Maximum number of images in an answer: as wanted, by default the model's own.
 
     Raises:
