@@ -19,7 +19,8 @@ class DatasetConfig:
     Args:
         source: any `DataSource`, by class_path.
         task: task of the samples: "text_to_image", "image_to_image", "image_to_text",
-            "text_to_text", or of conversations with images in any message "interleaved".
+            "text_to_text", or of conversations with images in any message "interleaved" (what is
+            said) or "interleaved_images" (which images are made).
         weight: share of the samples of its objective, relative to the other data sets; null in all
             of them is in proportion to their numbers of samples. 0 excludes it.
         text_only_ratio: fraction of the image_to_text samples that are a conversation about the

@@ -11,7 +11,7 @@ from triptych.data_modules.base import BaseDataModule, unwrap_single
 from triptych.data_modules.batching.accumulation import AccumulationLoader
 from triptych.data_modules.batching.bad_samples import check_texts
 from triptych.data_modules.batching.collate import Collator
-from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, TaskDataset
+from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, SOURCE_TASKS, TaskDataset
 from triptych.data_modules.dataset_config import (
     DatasetConfig,
     dataset_weights,
@@ -30,8 +30,8 @@ from triptych.data_modules.sampling.step_dataset import (
 )
 from triptych.interfaces import (
     IMAGE_GENERATION,
-    IMAGE_TO_IMAGE,
     INTERLEAVED,
+    INTERLEAVED_IMAGES,
     TEXT_TO_TEXT,
     BatchContents,
 )
@@ -123,7 +123,7 @@ class MixedDataModule(BaseDataModule):
         return BatchContents(
             has_features=bool(generating) and all(each.has_all_features for each in generating),
             shows_images=any(config.task in IMAGE_PROMPT_TASKS for config in configs),
-            has_sources=any(config.task == IMAGE_TO_IMAGE for config in configs),
+            has_sources=any(config.task in SOURCE_TASKS for config in configs),
         )
 
     # Lightning hooks ----------------------------------------------------------------------------
@@ -207,6 +207,7 @@ class MixedDataModule(BaseDataModule):
                 (self.val_datasets, val_task_datasets),
             )
             for dataset in opened.get(IMAGE_GENERATION, [])
+            if dataset.task != INTERLEAVED_IMAGES  # features are of one image a sample
         ]
         sources = [(dataset.source, folder) for dataset, folder in pairs]
         caches = open_feature_caches(sources, self.processor, self.decoder.backend)
@@ -245,7 +246,7 @@ def check_images(dataset: TaskDataset, max_samples: int = 2000) -> None:
     Raises:
         UserError: none of them has an image.
     """
-    if dataset.task in (TEXT_TO_TEXT, INTERLEAVED):
+    if dataset.task in (TEXT_TO_TEXT, INTERLEAVED, INTERLEAVED_IMAGES):
         return
     numbers = range(min(max_samples, len(dataset.source)))
     if not any(dataset.source.has_image(number, "image") for number in numbers):

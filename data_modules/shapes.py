@@ -10,7 +10,13 @@ from triptych.data_modules.features.cache import AUTO
 from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
-from triptych.interfaces import IMAGE_TO_IMAGE, INTERLEAVED, OBJECTIVE_OF_TASK, TEXT_TO_IMAGE
+from triptych.interfaces import (
+    IMAGE_TO_IMAGE,
+    INTERLEAVED,
+    INTERLEAVED_IMAGES,
+    OBJECTIVE_OF_TASK,
+    TEXT_TO_IMAGE,
+)
 from triptych.shapes_world.shards import ensure_edits, ensure_shapes, ensure_stories
 from triptych.utils.errors import UserError
 
@@ -52,10 +58,6 @@ class ShapesDataModule(ShardDataModule):
         length_bucket_batches: int = 1,
         features: str = AUTO,
     ) -> None:
-        if not 0 <= stories_ratio < 1:
-            raise UserError(
-                f"data.stories_ratio is {stories_ratio}; give a share from 0 to less than 1."
-            )
         self.folder, self.images, self.world_seed = Path(folder), images, world_seed
         self.stories = Path(stories or f"{folder}_stories")
         self.num_stories = images if num_stories is None else num_stories
@@ -74,27 +76,31 @@ class ShapesDataModule(ShardDataModule):
             length_bucket_batches=length_bucket_batches,
             features=features,
         )
-        if stories_ratio:
-            self._add_stories(self.datasets, "train")
-            self._add_stories(self.val_datasets, "eval")
-
-    def _add_stories(self, datasets: dict[str, DatasetConfig], split: str) -> None:
-        """Add the stories of a split to each objective of `datasets`, by `stories_ratio`."""
-        for task in (INTERLEAVED,):
-            objective = OBJECTIVE_OF_TASK[task]
-            others = [each for each in datasets.values() if each.objective == objective]
-            if not others:
-                continue
-            for each in others:
-                each.weight = (1 - self.stories_ratio) / len(others)
-            stories = ShardFolder(self.stories / split)
-            datasets[task] = DatasetConfig(stories, task, weight=self.stories_ratio)
+        add_stories(self.datasets, self.stories / "train", stories_ratio)
+        add_stories(self.val_datasets, self.stories / "eval", stories_ratio)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         super().prepare_data()
+
+
+def add_stories(datasets: dict[str, DatasetConfig], folder: Path, ratio: float) -> None:
+    """Add the stories in a folder to each objective of `datasets`, a share `ratio` of its samples.
+
+    Raises:
+        UserError: `ratio` is not from 0 to less than 1.
+    """
+    if not 0 <= ratio < 1:
+        raise UserError(f"data.stories_ratio is {ratio}; give a share from 0 to less than 1.")
+    for task in (INTERLEAVED, INTERLEAVED_IMAGES) if ratio else ():
+        others = [each for each in datasets.values() if each.objective == OBJECTIVE_OF_TASK[task]]
+        if others:
+            total = sum(1.0 if each.weight is None else each.weight for each in others)
+            for each in others:
+                each.weight = (1 - ratio) * (1.0 if each.weight is None else each.weight) / total
+            datasets[task] = DatasetConfig(ShardFolder(folder), task, weight=ratio)
 
 
 class EditsDataModule(MixedDataModule):
@@ -105,7 +111,8 @@ class EditsDataModule(MixedDataModule):
         edits: folder of the edits: edits/train and edits/eval.
         images: number of captioned training images.
         changes: number of training edits.
-        share: fraction of the samples that are edits.
+        share: fraction of the samples but the stories that are edits.
+        stories_ratio, stories, num_stories: settings of `ShapesDataModule`.
         world_seed: random seed of the drawings.
         batch_size, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
     """
@@ -118,6 +125,9 @@ class EditsDataModule(MixedDataModule):
         images: int = 30000,
         changes: int = 40000,
         share: float = 0.6,
+        stories_ratio: float = 0.0,
+        stories: str | None = None,
+        num_stories: int | None = None,
         world_seed: int = 0,
         batch_size: int = 16,
         num_val_samples: int = 256,
@@ -128,6 +138,9 @@ class EditsDataModule(MixedDataModule):
             raise UserError(f"data.share is {share}; give a share between 0 and 1.")
         self.folder, self.edits = Path(folder), Path(edits)
         self.images, self.changes, self.world_seed = images, changes, world_seed
+        self.stories = Path(stories or f"{folder}_stories")
+        self.num_stories = images if num_stories is None else num_stories
+        self.stories_ratio = stories_ratio
 
         def datasets(split: str) -> dict[str, DatasetConfig]:
             captions, edits = (ShardFolder(root / split) for root in (self.folder, self.edits))
@@ -145,8 +158,12 @@ class EditsDataModule(MixedDataModule):
             seed=seed,
             length_bucket_batches=1,
         )
+        add_stories(self.datasets, self.stories / "train", stories_ratio)
+        add_stories(self.val_datasets, self.stories / "eval", stories_ratio)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
+        if self.stories_ratio:
+            ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         super().prepare_data()

@@ -39,7 +39,7 @@ class BadSampleCounter:
         Raises:
             UserError: more than `max_fraction` of the samples so far were skipped.
         """
-        self.seen += len(batch)
+        self.seen += len(batch.input_ids)
         for key, reason in batch.dropped_samples:
             self.record(key, reason)
         self.check("so far")

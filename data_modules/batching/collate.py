@@ -9,12 +9,19 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
+from triptych.data_modules.batching.tasks import (
+    IMAGE_PROMPT_TASKS,
+    SOURCE_TASKS,
+    Prompt,
+    TaskDataset,
+)
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
 from triptych.interfaces import (
     IMAGE_GENERATION,
-    IMAGE_TO_IMAGE,
+    INTERLEAVED,
+    INTERLEAVED_IMAGES,
+    TURN,
     Batch,
     Preprocessing,
     label_indices,
@@ -25,6 +32,18 @@ from triptych.utils.images import stack_images
 
 
 @dataclass
+class Target:
+    """An image to generate."""
+
+    image: Tensor | None = None
+    """uint8 [3,S,S]"""
+    features: Tensor | None = None
+    """[C,h,w], its cached features."""
+    source: Tensor | None = None
+    """uint8 [3,S,S], the image that an edit changes, for a model whose generator sees it."""
+
+
+@dataclass
 class Example:
     """One sample as model input."""
 
@@ -32,12 +51,8 @@ class Example:
     prompt: Prompt
     prompt_images: list[Tensor] = field(default_factory=list)
     """uint8 [3,s,s] each, the images in the prompt."""
-    target_image: Tensor | None = None
-    """uint8 [3,S,S], the image to generate."""
-    features: Tensor | None = None
-    """[C,h,w], cached features of the target image."""
-    source_image: Tensor | None = None
-    """uint8 [3,S,S], the image that an edit changes, for a model whose generator sees it."""
+    targets: list[Target] = field(default_factory=list)
+    """The images to generate: one, or those of a conversation."""
 
 
 @dataclass
@@ -69,6 +84,11 @@ class Collator:
             raise UserError(
                 f"tasks {tasks} have different losses and so cannot share a batch; "
                 "build a batch for each objective."
+            )
+        if INTERLEAVED_IMAGES in tasks and self.processor.tokenizer is None:
+            raise UserError(
+                f"the task {INTERLEAVED_IMAGES} makes images in conversations, which this stage "
+                "does not read; leave it out of the data."
             )
 
     @property
@@ -120,6 +140,8 @@ class Collator:
     def _example(self, dataset: TaskDataset, number: int, sample: int) -> Example:
         processor = self.processor
         prompt = dataset.prompt(number, sample, processor, self.seed)
+        if dataset.task in (INTERLEAVED, INTERLEAVED_IMAGES):
+            return self._conversation(dataset, number, prompt)
         features: Tensor | None = None
         target_role: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
@@ -133,7 +155,6 @@ class Collator:
         is_edit = prompt.image_role == "source" and processor.takes_source
         if is_edit:  # not a reconstruction: its source would be its target
             sizes["source"].append(processor.image_size)
-        shown = [self._named(dataset, number, name) for name in prompt.image_names]
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         if features is None and dataset.has_all_features:  # the encoder may not be loaded
             raise BadSample(
@@ -142,14 +163,40 @@ class Collator:
                 "its key comes twice, or its image could not be read when they were computed; "
                 "--data.features=none computes them in training",
             )
-        return Example(
-            dataset.source.key(number),
-            prompt,
-            [squares[prompt.image_role][0]] if prompt.image_role else shown,
-            squares[target_role][-1] if target_role else None,
-            features,
-            squares["source"][-1] if is_edit else None,
-        )
+        shown = [squares[prompt.image_role][0]] if prompt.image_role else []
+        targets = []
+        if self.objective == IMAGE_GENERATION:
+            image = squares[target_role][-1] if target_role else None
+            targets = [Target(image, features, squares["source"][-1] if is_edit else None)]
+        return Example(dataset.source.key(number), prompt, shown, targets)
+
+    def _conversation(self, dataset: TaskDataset, number: int, prompt: Prompt) -> Example:
+        """Make the example of a conversation, whose images are decoded once each."""
+        source, processor = dataset.source, self.processor
+        sizes: dict[str, dict[str, int]] = {}  # of each image, by use
+        for name in prompt.image_names:
+            sizes.setdefault(name, {})["shown"] = processor.understanding_size
+        for target in prompt.targets:
+            sizes.setdefault(target.name, {})["made"] = processor.image_size
+            if target.source and processor.takes_source:
+                sizes.setdefault(target.source, {})["made"] = processor.image_size
+        squares: dict[str, dict[str, Tensor]] = {}
+        for name, uses in sizes.items():
+            data = source.named_image_bytes(number, name)
+            with bad_sample_on_error(source.key(number), "image of a message"):
+                decoded = self.decoder(data, *uses.values())
+            squares[name] = dict(zip(uses, decoded, strict=True))
+        shown = [squares[name]["shown"] for name in prompt.image_names]
+        targets = [
+            Target(
+                squares[each.name]["made"],
+                source=squares[each.source]["made"]
+                if each.source and processor.takes_source
+                else None,
+            )
+            for each in prompt.targets
+        ]
+        return Example(source.key(number), prompt, shown, targets)
 
     def _squares(
         self, dataset: TaskDataset, number: int, role: ImageRole, sizes: list[int]
@@ -157,11 +204,6 @@ class Collator:
         data = dataset.source.image_bytes(number, role)
         with bad_sample_on_error(dataset.source.key(number), role):
             return self.decoder(data, *sizes)
-
-    def _named(self, dataset: TaskDataset, number: int, name: str) -> Tensor:
-        data = dataset.source.named_image_bytes(number, name)
-        with bad_sample_on_error(dataset.source.key(number), "image of a message"):
-            return self.decoder(data, self.processor.understanding_size)[0]
 
     def _batch(
         self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
@@ -191,19 +233,22 @@ class Collator:
             dropped_samples=skipped,
         )
         if self.objective == IMAGE_GENERATION:
+            if any(dataset.task == INTERLEAVED_IMAGES for dataset in self.datasets):
+                samples = add_query_groups(batch, examples)
             batch.draws = {each.stream: each(processor.seed, samples) for each in processor.draws}
             if processor.tokenizer is not None:
                 placeholder = token_id(processor.tokenizer, IMAGE_PAD)
                 batch.num_shared_prefix_tokens = shared_tokens(
                     [prompt.ids for prompt in prompts], placeholder
                 )
+            targets = [target for example in examples for target in example.targets]
             batch.target_pixels, _ = stack_optional(
-                [example.target_image for example in examples], stack_images
+                [target.image for target in targets], stack_images
             )
             batch.target_features, batch.has_features = stack_optional(
-                [example.features for example in examples]
+                [target.features for target in targets]
             )
-            self._add_sources(batch, [example.source_image for example in examples])
+            self._add_sources(batch, [target.source for target in targets])
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)
@@ -214,8 +259,24 @@ class Collator:
         if given:
             batch.source_pixels = stack_images(given)
             batch.has_source = torch.tensor([source is not None for source in sources])
-        tasks = {dataset.task for dataset in self.datasets}
-        batch.may_have_source = self.processor.takes_source and IMAGE_TO_IMAGE in tasks
+        edits = any(dataset.task in SOURCE_TASKS for dataset in self.datasets)
+        batch.may_have_source = self.processor.takes_source and edits
+
+
+def add_query_groups(batch: Batch, examples: list[Example]) -> Tensor:
+    """Make each image to generate a row of the batch; return their `Batch.sample_ids`."""
+    places = [
+        [target.place for target in example.prompt.targets] or [len(example.prompt.ids) - 1]
+        for example in examples
+    ]
+    groups = max(map(len, places))
+    rows = [(prompt, turn) for prompt, some in enumerate(places) for turn in range(len(some))]
+    prompts, turns = torch.tensor(rows, dtype=torch.long).T
+    batch.query_places, _ = pad(places, 0)
+    batch.query_rows = prompts * groups + turns
+    batch.keys = [batch.keys[prompt] for prompt, _ in rows]
+    batch.sample_ids = batch.sample_ids[prompts] + turns * TURN
+    return batch.sample_ids
 
 
 def stack_optional(

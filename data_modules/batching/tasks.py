@@ -11,6 +11,8 @@ of one objective.
     text_to_text     questions -> answers
     interleaved      a conversation with images in any message -> what the assistant says in it,
                      `[IMG]` before each of its images included
+    interleaved_images
+                     a conversation up to each of the assistant's images -> this image
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ import numpy as np
 
 from triptych.conversations import interleaved_ids
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
-from triptych.data_modules.batching.messages import read_messages
+from triptych.data_modules.batching.messages import SampleMessage, read_messages
 from triptych.data_modules.features.cache import FeatureCache
 from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.interfaces import (
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
     INTERLEAVED,
+    INTERLEAVED_IMAGES,
     OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
@@ -37,16 +40,20 @@ from triptych.interfaces import (
 from triptych.prompts import (
     GENERATION_INSTRUCTION,
     RECONSTRUCTION_INSTRUCTION,
+    START_OF_IMAGE,
     PromptError,
     conversation_ids,
     generation_ids,
     reconstruction_ids,
+    token_id,
 )
 from triptych.utils.errors import UserError
 from triptych.utils.rng import uniform
 
-IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT, INTERLEAVED)
+IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT, INTERLEAVED, INTERLEAVED_IMAGES)
 """Tasks whose prompts may hold an image."""
+SOURCE_TASKS = (IMAGE_TO_IMAGE, INTERLEAVED_IMAGES)
+"""Tasks whose images may have a source that the generator sees."""
 DESCRIBE = "describe the image"
 Turns = list[tuple[str, str]]
 
@@ -62,6 +69,19 @@ class Prompt:
     """Role of the image that the prompt holds placeholders for."""
     image_names: tuple[str, ...] = ()
     """Names of the images that it holds placeholders for in order; of a conversation."""
+    targets: tuple[NamedTarget, ...] = ()
+    """The images to make in a conversation."""
+
+
+@dataclass(frozen=True)
+class NamedTarget:
+    """An image of a conversation that is to be made."""
+
+    name: str
+    place: int
+    """Index of its `[IMG]` in the prompt."""
+    source: str | None
+    """Name of the image before it in the conversation."""
 
 
 @dataclass
@@ -254,14 +274,40 @@ def interleaved(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
     """Make the prompt of a whole conversation, all answers of which are learned."""
-    key = dataset.source.key(number)
-    messages = read_messages(dataset.metadata(number), key, dataset.max_characters)
+    messages, ids, labels = conversation_of(dataset, number, processor)
     if not any(message.role == "assistant" for message in messages):
-        raise BadSample(key, "messages without an answer to learn")
-    turns = [message.with_tokens(processor.image_tokens) for message in messages]
-    ids, labels = interleaved_ids(processor.tokenizer, turns, processor.max_tokens, key)
+        raise BadSample(dataset.source.key(number), "messages without an answer to learn")
     names = tuple(name for message in messages for name in message.images)
     return Prompt(ids, labels, image_names=names)
+
+
+def interleaved_images(
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
+) -> Prompt:
+    """Make the prompt of a conversation up to its last image, each of which is to be made."""
+    messages, ids, _ = conversation_of(dataset, number, processor)
+    shown = [(name, m.role == "assistant") for m in messages for name in m.images]
+    made = [place for place, (_, answers) in enumerate(shown) if answers]
+    if not made:
+        raise BadSample(dataset.source.key(number), "messages without an image to make")
+    start = token_id(processor.tokenizer, START_OF_IMAGE)
+    places = [place for place, token in enumerate(ids) if token == start]
+    names = [name for name, _ in shown]
+    targets = tuple(
+        NamedTarget(names[image], place, names[image - 1] if image else None)
+        for image, place in zip(made, places, strict=True)
+    )
+    return Prompt(ids[: places[-1] + 1], image_names=tuple(names[: made[-1]]), targets=targets)
+
+
+def conversation_of(
+    dataset: TaskDataset, number: int, processor: Preprocessing
+) -> tuple[list[SampleMessage], list[int], list[int]]:
+    """Messages, ids and labels of a conversation."""
+    key = dataset.source.key(number)
+    messages = read_messages(dataset.metadata(number), key, dataset.max_characters)
+    turns = [message.with_tokens(processor.image_tokens) for message in messages]
+    return messages, *interleaved_ids(processor.tokenizer, turns, processor.max_tokens, key)
 
 
 def conversation_prompt(
@@ -300,4 +346,5 @@ PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int],
     IMAGE_TO_TEXT: image_to_text,
     TEXT_TO_TEXT: text_to_text,
     INTERLEAVED: interleaved,
+    INTERLEAVED_IMAGES: interleaved_images,
 }

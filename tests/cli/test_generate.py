@@ -292,7 +292,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(triptych, pipe, monkeyp
     monkeypatch.setattr(pipe, "chat", chat)
     status, out, _ = triptych("chat", stdin="what?\nsure?\n")
     assert (status, out) == (0, "a red \nyes\n")
-    assert heard[1][1] == {"role": "assistant", "content": "a red "}
+    assert heard[1][1] == {"role": "assistant", "content": ["a red "]}
     assert all(each.closed for each in made)
 
 

@@ -133,7 +133,8 @@ def test_generation_options_of_tasks_are_used(adapter):
     ]
     answers = [model.generate_until([request(0, plain, **each)])[0].text for each in asked]
     options = [options for _, options in model.pipeline.calls]
-    assert options[0] == {"max_new_tokens": 128, "temperature": 0, "top_p": 1, "seed": [0]}
+    defaults = {"max_new_tokens": 128, "temperature": 0, "top_p": 1, "max_images": 0}
+    assert options[0] == {**defaults, "seed": [0]}
     assert (options[1]["temperature"], options[1]["top_p"]) == (0.7, 0.9)
     assert (options[2]["temperature"], options[2]["top_p"]) == (0, 1)
     assert answers[3] == "a" and answers[4] == "a. b\n\nc 1"

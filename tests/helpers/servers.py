@@ -60,8 +60,12 @@ class FakePipeline:
                 on_part(number, piece)
         return [
             SimpleNamespace(
-                text="one two three", prompt_tokens=5, completion_tokens=3, finish_reason="stop"
-            )
+                text="one two three",
+                content=["one two three"],
+                prompt_tokens=5,
+                completion_tokens=3,
+                finish_reason="stop",
+            )  # fmt: skip
             for _ in conversations
         ]
 

@@ -18,6 +18,7 @@ import pytest
 from edit_models import tiny_flags
 from PIL import Image
 from processes import started
+from scripted_chat import IMAGE, Script
 from servers import running, until
 from tolerances import assert_same_images, images_agree
 
@@ -169,6 +170,49 @@ def test_chat_about_an_image_whole_and_streamed(server, pipeline):
     whole = client.chat.completions.create(model="tiny", messages=more)
     assert streamed == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_an_answer_has_its_images_and_comes_back_as_history(server, pipeline, monkeypatch):
+    answers = {"draw it": ["here:", IMAGE, "done"], "why?": ["so"]}
+    script = Script(pipeline.model.understanding.vlm.tokenizer, answers)
+    monkeypatch.setattr(pipeline.model.understanding.vlm, "generate_text", script)
+    client, asked = server.openai(), [{"role": "user", "content": "draw it"}]
+    options = {"model": "tiny", "seed": 3, "extra_body": FAST}
+    answer = client.chat.completions.create(messages=asked, **options)
+    said = answer.choices[0].message
+    assert [part["type"] for part in said.content] == ["text", "image_url", "text"]
+    assert (said.content[0]["text"], said.content[2]["text"]) == ("here:", "done")
+
+    def opened(part):
+        head, _, data = part["image_url"]["url"].partition(",")
+        assert head == "data:image/png;base64"
+        return Image.open(BytesIO(base64.b64decode(data)))
+
+    direct = pipeline.chat(asked, seed=3, **FAST).images[0]
+    assert images_agree(opened(said.content[1]), direct)
+
+    chunks = client.chat.completions.create(messages=asked, stream=True, **options)
+    deltas = [chunk.choices[0].delta.content for chunk in chunks]
+    texts = [part for part in deltas if isinstance(part, str)]
+    (parts,) = [part for part in deltas if isinstance(part, list)]
+    assert "".join(texts) == "here:done" and images_agree(opened(parts[0]), direct)
+    assert "".join(each for each in deltas[: deltas.index(parts)]) == "here:"
+
+    more = [*asked, said, {"role": "user", "content": "why?"}]
+    script.calls.clear()
+    again = client.chat.completions.create(messages=more, **options)
+    assert again.choices[0].message.content == "so"
+    shown = pipeline.model.understanding.vlm.tokenizer.decode(script.calls[0][0][0])
+    assert (
+        "assistant\nhere:[IMG]<|vision_start|>" in shown and "<|vision_end|>done<|im_end|>" in shown
+    )
+
+    words = client.chat.completions.create(
+        messages=asked, model="tiny", extra_body={"max_images": 0}
+    )
+    assert words.choices[0].message.content == "here:done"
+    with pytest.raises(openai.BadRequestError, match="max_images"):
+        client.chat.completions.create(messages=asked, model="tiny", extra_body={"max_images": -1})
 
 
 def test_draws_of_a_chat_follow_from_its_seed(server):

@@ -14,6 +14,7 @@ from bad_images import encoded, gif, large_png
 from browser import chromium, open_page
 from PIL import Image
 from processes import started
+from scripted_chat import IMAGE, Script
 
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
@@ -333,6 +334,26 @@ def test_uploads_are_shown_to_the_model_as_the_server_shows_them(tabs, red_circl
     asked = [{"type": "image", "image": red_circle}, {"type": "text", "text": "what is it?"}]
     said = page.pipe.chat([{"role": "user", "content": asked}], max_new_tokens=4, temperature=0.0)
     assert talk[-1]["content"] == str(said)
+
+
+def test_an_image_of_an_answer_is_shown_and_goes_back_to_the_model(tabs, tokenizer, monkeypatch):
+    page, handlers = tabs
+    script = Script(tokenizer, {"draw it": ["here:", IMAGE, "done"], "why?": ["so"]})
+    monkeypatch.setattr(page.pipe.model.understanding.vlm, "generate_text", script)
+
+    def ask(text, before):
+        last = list(handlers["question"]({"text": text, "files": []}, before, 64, 0.0))[-1]
+        bubbles, talk = last.values()  # of the chatbot, and the state
+        return [bubble["content"] for bubble in bubbles], talk
+
+    shown, talk = ask("draw it", [])
+    assert shown[:2] == ["draw it", "here:"] and shown[3] == "done"
+    assert Image.open(shown[2]["path"]).size == (48, 48)
+    script.calls.clear()
+    shown, talk = ask("why?", talk)
+    assert shown[-1] == "so" and len(shown) == 6
+    text = tokenizer.decode(script.calls[0][0][0]).replace("<|image_pad|>" * 9, "<|9|>")
+    assert "here:[IMG]<|vision_start|><|9|><|vision_end|>done<|im_end|>\n" in text
 
 
 def test_a_busy_port_is_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ eva_clip           EVA-CLIP as a grid of features
 lumina_dit         Lumina-Next DiT behind a caption projection
 lumina_patches     its patch embedding, with learned positions and the source of an edit
 prompt_cache       key-value cache of prompts that queries continue
+query_groups       queries at several places of one prompt
 qwen2_5_vl         Qwen2.5-VL, and the queries that run through it
 qwen2_5_vl_config  sizes and vocabulary of Qwen2.5-VL
 qwen2_5_vl_tower   positions and windows of its vision tower

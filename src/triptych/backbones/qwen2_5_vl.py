@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from triptych.backbones.prompt_cache import causal_mask, prompt_cache
+from triptych.backbones.query_groups import QueryGroups
 from triptych.backbones.qwen2_5_vl_config import (
     QwenText,
     QwenVision,
@@ -202,6 +203,8 @@ class QwenVL(VisionLanguageModel):
         *,
         position_ids: Tensor | None = None,
         num_shared_prefix_tokens: int = 0,
+        query_places: Tensor | None = None,
+        query_rows: Tensor | None = None,
     ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
@@ -214,7 +217,8 @@ class QwenVL(VisionLanguageModel):
         images need positions that are not in `position_ids`.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
-        prompt holds images, as published, unless `image_positions` is "grid".
+        prompt holds images, as published, unless `image_positions` is "grid". With `query_places`
+        they go on from the token there, see `QueryGroups`.
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
@@ -235,17 +239,26 @@ class QwenVL(VisionLanguageModel):
             ends = prompt_positions.amax((0, 2))[:, None] + 1
             query_positions = (ends + steps[:number]).expand(3, -1, -1)
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
+        query_mask = partial(causal_mask, mask, number)
+        whole_mask = partial(causal_mask, mask, length + number)
+        groups = None
+        if query_places is not None:
+            groups = QueryGroups(query_places, query_rows)
+            queries = groups.repeat(queries)
+            query_positions = groups.positions(prompt_positions, number)
+            query_mask = partial(groups.mask, attention_mask, number)
+            whole_mask = partial(groups.whole_mask, attention_mask, number)
         learning = self.model.model if images else language_model
 
         if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
-                attention_mask=causal_mask(mask, length + number),
+                attention_mask=whole_mask(),
                 position_ids=torch.cat([prompt_positions, query_positions], -1),
                 use_cache=False,
             ).last_hidden_state[:, length:]
-            return Condition(states)
+            return Condition(states if groups is None else groups.take(states))
 
         with torch.no_grad():
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
@@ -258,12 +271,12 @@ class QwenVL(VisionLanguageModel):
         ) as cache:
             states = language_model(
                 inputs_embeds=queries,
-                attention_mask=causal_mask(mask, number),
+                attention_mask=query_mask(),
                 position_ids=query_positions,
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return Condition(states)
+        return Condition(states if groups is None else groups.take(states))
 
     def embed(
         self,

@@ -10,6 +10,7 @@ trainer_flags   validation and reconciliation of Trainer flags
 arguments       flags that several commands share
 generate        generate, edit, reconstruct
 chat            chat
+answer_images   files of the images in answers of chat
 demo            demo
 app             app
 serve           serve

@@ -10,12 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from triptych.cli.arguments import add_batch_size, command_parser, load_pipeline, parse
+from triptych.cli.answer_images import AnswerImages
+from triptych.cli.arguments import (
+    add_batch_size,
+    add_generation,
+    command_parser,
+    generation_of,
+    load_pipeline,
+    parse,
+)
 from triptych.cli.input_files import existing_image, read_id, require_text
+from triptych.utils.disk_usage import output_folder
 from triptych.utils.documents import read_standard_line
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
-from triptych.utils.limits import PROBABILITY, SEED, TEMPERATURE, TOKENS
+from triptych.utils.limits import ANSWER_IMAGES, PROBABILITY, SEED, TEMPERATURE, TOKENS
 from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_input, read_objects
 from triptych.utils.standard_streams import output_lost
@@ -27,11 +36,13 @@ IMAGE_ENDINGS = {*IMAGE_SUFFIXES, ".tif", ".tiff"}
 EXAMPLES = """\
   triptych chat docs/images/samples.png "how many shapes are there?"
   echo "what colour is the circle?" | triptych chat docs/images/samples.png
+  triptych chat "draw a red circle" -o out/chat
   triptych chat --jsonl - < /dev/null
 
 Without a question, a conversation starts: /image FILE shows an image, /reset restarts, /quit or
 Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...}, or
-has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
+has "images", or "messages" as OpenAI's; its answer is printed as a JSON line. Images in an answer
+are saved to files, whose paths are printed."""
 
 KEYS = {"id", "question", "image", "images", "messages"}
 """Keys of a JSON line."""
@@ -77,6 +88,21 @@ def chat(arguments: list[str]) -> None:
     parser.add_argument(
         "--seed", type=SEED, metavar="N", help="seed of the sampling; default a random one"
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=output_folder,
+        default=Path("out/chat"),
+        metavar="FOLDER",
+        help="folder of the images in answers, made with the first one; default %(default)s",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=ANSWER_IMAGES,
+        metavar="N",
+        help="maximum number of images in an answer; default the model's own",
+    )
+    add_generation(parser)
     parsed = parse(parser, arguments)
     if parsed.jsonl and parsed.given:
         parser.error("give images and a question, or only --jsonl FILE")
@@ -85,11 +111,16 @@ def chat(arguments: list[str]) -> None:
         "temperature": parsed.temperature,
         "top_p": parsed.top_p,
         "seed": parsed.seed,
+        "max_images": parsed.max_images,
+        **generation_of(parsed),
     }
+    folder = AnswerImages(parsed.output)
     if parsed.jsonl:
         lines = read_questions(parsed.jsonl)
         if lines:
-            answer_lines(load_pipeline(parsed), lines, parsed.batch_size, options)
+            answer_lines(
+                load_pipeline(parsed), lines, parsed.batch_size, options=options, folder=folder
+            )
         return
     images, question = _images_and_question(parsed.given, parser)
     if question is not None:
@@ -97,12 +128,13 @@ def chat(arguments: list[str]) -> None:
     for image in images:
         existing_image(image, "")
     if question is None:
-        converse(load_pipeline(parsed), images, options)
+        converse(load_pipeline(parsed), images, options, folder)
         return
     for image in images:
         require_readable(image)
     message = {"role": "user", "content": [*images_of(images), question]}
-    print(load_pipeline(parsed).chat([message], **options))
+    for part in load_pipeline(parsed).chat([message], **options).content or [""]:
+        print(part if isinstance(part, str) else folder.save(part))
 
 
 def images_of(paths: list[str]) -> list[dict[str, str]]:
@@ -182,9 +214,14 @@ def answer_lines(
     pipe: Any,
     lines: list[tuple[str, str, list[dict[str, Any]]]],
     batch_size: int,
+    *,
     options: dict[str, Any],
+    folder: AnswerImages,
 ) -> None:
     """Print the answers as JSON lines in order, batch by batch.
+
+    An answer with images has them as "content", texts and {"image": PATH}, which a line of
+    "messages" may have again.
 
     Raises:
         UserError: a conversation is malformed or too long, or an image is unreadable.
@@ -210,13 +247,15 @@ def answer_lines(
             raise UserError(f"{batch[error.conversation][0]}: {error}") from error
         for (_, name, _), answer in zip(batch, answers, strict=True):
             output = {"id": name, "answer": answer.text, "finish_reason": answer.finish_reason}
+            if answer.images:
+                output["content"] = folder.parts(answer.content)
             print(json.dumps(output, ensure_ascii=False), flush=True)
 
 
 # --- a conversation -------------------------------------------------------------------------------
 
 
-def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
+def converse(pipe: Any, images: list[str], options: dict[str, Any], folder: AnswerImages) -> None:
     """Read questions and stream answers until the input ends.
 
     From a pipe, every line is a question, and an error ends the command.
@@ -248,7 +287,7 @@ def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
                 raise UserError(f"{line.split()[0]} is not a command. {HELP}")
             else:
                 question = {"role": "user", "content": [*shown, line]}
-                answer = _answer(pipe, [*messages, question], options)
+                answer = _answer(pipe, [*messages, question], options, folder)
                 if answer:
                     messages += [question, {"role": "assistant", "content": answer}]
                     shown = []
@@ -275,17 +314,31 @@ def _read_line(interactive: bool) -> str | None:
             print("\nCtrl-D ends.", file=sys.stderr)
 
 
-def _answer(pipe: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
-    """Print an answer while it is generated, and return it, possibly cut short by Ctrl-C."""
-    written = ""
+def _answer(
+    pipe: Any, messages: list[dict[str, Any]], options: dict[str, Any], folder: AnswerImages
+) -> list[Any]:
+    """Print an answer while it is generated, an image as the path of its file.
+
+    Returns:
+        Its content, possibly cut short by Ctrl-C.
+    """
+    content: list[Any] = []
     chunks = pipe.chat(messages, stream=True, **options)
     try:
         for chunk in chunks:
-            written += chunk
-            print(chunk, end="", flush=True)
+            follows_text = bool(content) and isinstance(content[-1], str)
+            if isinstance(chunk, str):
+                print(chunk, end="", flush=True)
+                if follows_text:
+                    content[-1] += chunk
+                    continue
+            else:
+                print("\n" * follows_text + str(folder.save(chunk)), flush=True)
+            content.append(chunk)
     except KeyboardInterrupt:
         pass
     finally:
         chunks.close()
-    print(flush=True)
-    return written
+    if not content or isinstance(content[-1], str):
+        print(flush=True)
+    return content

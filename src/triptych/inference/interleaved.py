@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.inference.edit_source import check_edit, source_of_images
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.image_generation import condition_of_rows, negative_condition
 from triptych.interfaces import Sampling, Source
-from triptych.modules.base import encoded
 from triptych.modules.text_generation import ChatOutput, DetokenizerState, image_tokens, write
 from triptych.prompts import image
 from triptych.utils.errors import UserError
@@ -79,6 +79,8 @@ class AnswerWriter:
     def __post_init__(self) -> None:
         self.panel = self.model.understanding
         self.image_tokens = image_tokens(self.panel.vlm)
+        if self.max_images and self.config.image_guidance_scale is not None:
+            check_edit(self.model, self.config)
 
     @torch.no_grad()
     def __call__(
@@ -158,13 +160,12 @@ class AnswerWriter:
         if not self.model.generation.takes_source:
             return None
         encoder = self.model.target_encoder
-        present = torch.tensor([each is not None for each in images])
+        present = torch.tensor([each is not None for each in images], device=self.device)
         features = torch.zeros(len(images), *encoder.feature_shape, device=self.device)
-        if present.any():
-            squares = [square(each, encoder.image_size) for each in images if each is not None]
-            pixels = torch.stack(squares).to(self.device)
-            features[present.to(self.device)] = encoded(encoder, pixels).float()
-        return Source(features, present.to(self.device))
+        given = [square(each, self.model.image_size) for each in images if each is not None]
+        if given:
+            features[present] = source_of_images(self.model, torch.stack(given)).features
+        return Source(features, present)
 
 
 def _tell_of(tell: OnPart, numbers: list[int], place: int, part: str) -> None:
@@ -190,7 +191,7 @@ def split_shown(
     return list(zip(parts, grids.split(1), strict=True)), tokens
 
 
-def most_images(model: Any, wanted: int | None) -> int:
+def most_images(model: Any, wanted: int | None = None) -> int:
     """Maximum number of images in an answer: as wanted, by default the model's own.
 
     Raises:

@@ -214,11 +214,7 @@ class UnifiedPipeline(PretrainedModel):
         prompt_rows(self.model, list(prompts), with_image=with_image)
 
     def check_edits(self, config: GenerationConfig) -> None:
-        """Check settings of edits before long work; see `edit_source.check_edit`.
-
-        Raises:
-            UserError: the model cannot edit by these settings.
-        """
+        """Check settings of edits before long work; raises as `edit_source.check_edit`."""
         check_edit(self.model, config)
 
     # 2. Text --------------------------------------------------------------------------------------
@@ -240,22 +236,18 @@ class UnifiedPipeline(PretrainedModel):
         """Answer a text or a conversation; see `chat_messages.read_messages`.
 
         The answer is a str with its images beside it, `answer.images`; `answer.content` has both
-        in order. A model that has learned to says when an image comes; it is made at that place,
-        from the conversation so far, and the answer goes on from it. Prompt and answer together
-        are limited to the model's maximum number of tokens.
+        in order. An image is made where the model says so, from the conversation so far. Prompt
+        and answer together are limited to the model's maximum number of tokens.
 
         Args:
             messages: a text, or messages of a conversation.
             max_new_tokens: maximum number of tokens of the answer.
-            temperature: softmax temperature; 0 is greedy decoding.
-            top_p: probability mass of nucleus sampling.
-            seed: seed of token sampling and of the first image, each next one has one more; None
-                draws it.
-            stream: whether to return an iterator over pieces of the text and images of the answer;
-                closing it ends the generation.
+            temperature, top_p: softmax temperature, 0 being greedy decoding; nucleus sampling.
+            seed: seed of tokens and of the first image, each next one has one more; None draws it.
+            stream: whether to return an iterator over pieces of text and images; closing it ends
+                the generation.
             max_images: maximum number of images in the answer; None is the model's own.
-            generation_config: settings of the images; those given by name override them.
-            settings: fields of `GenerationConfig` but the seed and the number of images.
+            generation_config, settings: settings of the images, as of a call.
 
         Raises:
             UserError: the conversation is malformed or too long, an image is unreadable,
@@ -292,12 +284,10 @@ class UnifiedPipeline(PretrainedModel):
         """Answer several conversations in one batch.
 
         Args:
-            conversations: conversations as in `chat`.
-            max_new_tokens, temperature, top_p, max_images, generation_config, settings: arguments
-                of `chat`.
+            conversations: conversations as in `chat`, of which the other arguments are.
             seed: seed of the first conversation, each next one has one more; or a list of seeds.
-            on_part: callback that gets (index of the conversation, new piece of its text, or an
-                image of its answer); an exception that it raises ends the call.
+            on_part: callback that gets (index of the conversation, new piece of its text, or image
+                of its answer); an exception that it raises ends the call.
         """
         answer = self._answering(
             conversations,

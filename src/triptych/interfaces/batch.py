@@ -31,6 +31,7 @@ OBJECTIVE_OF_TASK = {
 }
 
 IGNORED = -100  # in labels: no loss is taken
+TURN = 1 << 40  # between the sample numbers of the images of a conversation
 
 
 @dataclass
@@ -41,15 +42,22 @@ class Batch:
     """IMAGE_GENERATION (images are targets, also those of edits) or LANGUAGE_MODELING (text is the
     target, with or without an image); see OBJECTIVE_OF_TASK."""
     keys: list[str]
-    """[B] names of the samples in their shards: a bad loss can be traced to its images."""
+    """[B] names of the samples in their shards: a bad loss can be traced to its images. Where
+    prompts are conversations to make several images in, B counts these images, see `query_rows`."""
     step: int
     """Number of this batch since the start of training, equal on every rank."""
     sample_ids: Tensor
-    """[B] int64, global sample numbers since the start of training: the source of every draw."""
+    """[B] int64, global sample numbers since the start of training: the source of every draw. Image
+    k of a conversation has k * `TURN` more than the conversation."""
     input_ids: Tensor
-    """[B,T] int64, right-padded."""
+    """[B,T] int64, right-padded; [P,T] where `query_rows` gives each row its place in P prompts."""
     attention_mask: Tensor
-    """[B,T] int64, 1 on tokens, 0 on padding."""
+    """Like `input_ids`, 1 on tokens, 0 on padding."""
+    query_places: Tensor | None = None
+    """[P,G] int64, places in each prompt of the `[IMG]` after which the queries of its images run;
+    0 in a prompt of fewer than G. None: at the end of each prompt, for its only image."""
+    query_rows: Tensor | None = None
+    """[B] int64, the place of each row in the flattened [P*G] of `query_places`."""
     num_shared_prefix_tokens: int = 0
     """Length of the text prefix shared by all prompts of the batch; see `prompts.shared_tokens`.
     Counted by the loader: counting on the device would synchronize with the host."""
@@ -117,6 +125,13 @@ class Batch:
             empty = self.input_ids.new_zeros(0, 3)
             return empty.float(), torch.zeros(0, 3, dtype=torch.long)
         return self.understanding_pixels, self.image_grid_thw
+
+    @property
+    def queries_of_prompts(self) -> dict[str, Tensor]:
+        """`query_places` and `query_rows` by name; none where each prompt has one image."""
+        if self.query_places is None:
+            return {}
+        return {"query_places": self.query_places, "query_rows": self.query_rows}
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """Move to `device`, except fields read on the host: reading them back would synchronize.

@@ -54,8 +54,13 @@ class VisionLanguageModel(LazyModule):
         *,
         position_ids: Tensor | None = None,
         num_shared_prefix_tokens: int = 0,
+        query_places: Tensor | None = None,
+        query_rows: Tensor | None = None,
     ) -> Condition:
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        With `query_places` [B,G] they run after each of these tokens instead, as if the prompt
+        ended there, and `query_rows` [R] chooses the rows of the flattened [B*G,N,D].
 
         Images, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
         there the first `num_shared_prefix_tokens` tokens are the same in all prompts. Pixels may

@@ -107,16 +107,8 @@ class GenerationModule(BaseModule):
 
         A flow objective has R = `num_noise_samples` rows for each sample in place of one.
         """
-        vlm, encoder = self._neighbours
-        queries = full_tensor(self.queries)
-        condition = vlm.condition(
-            batch.input_ids,
-            batch.attention_mask,
-            queries,
-            *batch.shown,
-            position_ids=batch.position_ids,
-            num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
-        )
+        _, encoder = self._neighbours
+        condition = self.condition_of(batch)
         features = target_features(batch, encoder)
         source = self.source_of(batch)
         if self.objective.loss == "mse":
@@ -134,6 +126,19 @@ class GenerationModule(BaseModule):
                 source = source.repeat_interleave(flow.num_noise_samples).drop(dropped)
         loss = mse(bind_condition(self.dit, condition.hidden_states, source=source)(x_t, t), target)
         return loss, {"generation": loss.detach()}
+
+    def condition_of(self, batch: Batch) -> Condition:
+        """Condition [B,N,D] of the images of a batch, by its prompts."""
+        vlm, _ = self._neighbours
+        return vlm.condition(
+            batch.input_ids,
+            batch.attention_mask,
+            full_tensor(self.queries),
+            *batch.shown,
+            position_ids=batch.position_ids,
+            num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
+            **batch.queries_of_prompts,
+        )
 
     def source_of(self, batch: Batch) -> Source | None:
         """Source images of a batch, by the encoder of the targets; None if the model takes none."""
@@ -164,14 +169,8 @@ class GenerationModule(BaseModule):
         """
         if self.objective.loss != "flow":
             raise UserError("the loss at a noise level is that of a flow; this objective is none.")
-        vlm, encoder = self._neighbours
-        condition = vlm.condition(
-            batch.input_ids,
-            batch.attention_mask,
-            full_tensor(self.queries),
-            *batch.shown,
-            position_ids=batch.position_ids,
-        )
+        _, encoder = self._neighbours
+        condition = self.condition_of(batch)
         features = target_features(batch, encoder)
         velocity = bind_condition(self.dit, condition.hidden_states, source=self.source_of(batch))
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.sample_ids, features.device)

@@ -290,14 +290,7 @@ class UnifiedModule(BaseModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
         """Images uint8 [B,3,H,W] for the prompts of captions or edits, and their keys."""
-        condition = self.understanding.vlm.condition(
-            batch.input_ids,
-            batch.attention_mask,
-            full_tensor(self.generation.queries),
-            *batch.shown,
-            position_ids=batch.position_ids,
-            num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
-        )
+        condition = self.generation.condition_of(batch)
         seeds = batch.sample_ids.tolist()
         source = self.generation.source_of(batch)
         images = self.decode(self.generation.sample(condition, seeds, source=source), seeds)

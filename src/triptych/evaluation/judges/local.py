@@ -81,7 +81,9 @@ class PipelineJudge(BatchJudge):
 
     def answers(self, questions: Sequence[Question]) -> list[str]:
         conversations = [[_turn(*question)] for question in questions]
-        answers = self.pipeline.chat_batch(conversations, max_new_tokens=self.max_new_tokens)
+        answers = self.pipeline.chat_batch(
+            conversations, max_new_tokens=self.max_new_tokens, max_images=0
+        )
         return [each.text for each in answers]
 
 

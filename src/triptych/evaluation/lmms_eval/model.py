@@ -156,7 +156,7 @@ class Triptych(lmms):
         arguments = _chat_arguments(requests[0])
         seeds = [self.seed + n for n in numbers]
         try:
-            answers = self.pipeline.chat_batch(conversations, **arguments, seed=seeds)
+            answers = self.pipeline.chat_batch(conversations, **arguments, seed=seeds, max_images=0)
         except UserError as error:
             if len(conversations) == 1:
                 raise UserError(f"{_where(requests[0])}: {error}") from error

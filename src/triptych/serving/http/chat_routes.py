@@ -8,14 +8,24 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from PIL import Image
 
 from triptych.inference.chat_messages import Message
+from triptych.modules.text_generation import ChatOutput
 from triptych.serving.asgi.api_errors import bad_request
 from triptych.serving.http.context import Context
+from triptych.serving.http.image_output import LARGE_SIDE, encode
 from triptych.serving.http.jobs import ChatJob, ChatSettings
-from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
+from triptych.serving.http.request_schemas import (
+    ChatBody,
+    ChatMessage,
+    ImagePart,
+    TextPart,
+    settings_of,
+)
 from triptych.serving.http.server_sent_events import event_stream, sse_event
 from triptych.serving.images.image_input import read_url
 
@@ -36,7 +46,10 @@ def chat_routes(context: Context) -> APIRouter:
                 "stream_options", "stream_options is for streams; set stream as well."
             )
         messages = await _read_messages(context, request, body.messages)
-        job = ChatJob(messages, body.seed, _settings(body))
+        settings = _settings(body)
+        most = context.sizes.answer_images if body.max_images is None else body.max_images
+        request.state.ticket.reserve(3 * most * context.sizes.generated**2)
+        job = ChatJob(messages, body.seed, settings)
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -47,7 +60,11 @@ def chat_routes(context: Context) -> APIRouter:
         answer = await context.dispatcher.result(request, job)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": {
+                "role": "assistant",
+                "content": await _content(context, answer),
+                "refusal": None,
+            },
             "logprobs": None,
             "finish_reason": answer.finish_reason,
         }
@@ -59,10 +76,29 @@ def chat_routes(context: Context) -> APIRouter:
     return router
 
 
+async def _content(context: Context, answer: ChatOutput) -> str | list[dict[str, Any]]:
+    """Content of the message of an answer: its text, or its parts if there are images."""
+    if all(isinstance(part, str) for part in answer.content):
+        return answer.text
+    return [await _part(context, part) for part in answer.content]
+
+
+async def _part(context: Context, part: str | Image.Image) -> dict[str, Any]:
+    """Part of a message, as clients send it back; an image is a data URL."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    limiter = context.large_encoders if part.width > LARGE_SIDE else context.encoders
+    data = await to_thread.run_sync(encode, part, limiter=limiter)
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
 async def _chunks(
     context: Context, request: Request, body: ChatBody, *, job: ChatJob, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
-    """Yield server-sent events: role, text in chunks, finish reason, usage, [DONE]."""
+    """Yield server-sent events: role, text in chunks, finish reason, usage, [DONE].
+
+    An image is a chunk whose content is a list of its part.
+    """
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
 
     def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -79,7 +115,8 @@ async def _chunks(
                 yield chunk({"role": "assistant", "content": ""})
                 opened = True
             if kind == "partial":
-                yield chunk({"content": value})
+                text = isinstance(value, str)
+                yield chunk({"content": value if text else [await _part(context, value)]})
             else:
                 yield chunk({}, value.finish_reason)
                 usage = _count_tokens(context, value)
@@ -94,6 +131,8 @@ def _settings(body: ChatBody) -> ChatSettings:
         body.max_completion_tokens or body.max_tokens or default.max_new_tokens,
         default.temperature if body.temperature is None else body.temperature,
         default.top_p if body.top_p is None else body.top_p,
+        body.max_images,
+        settings_of(body),
     )
 
 

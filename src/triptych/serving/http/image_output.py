@@ -9,6 +9,9 @@ from PIL import Image
 from triptych.utils.images import encode_image
 from triptych.utils.png_metadata import embed_metadata, metadata_of
 
+LARGE_SIDE = 1024
+"""Side in pixels above which encoding an image takes long."""
+
 
 def scaled(image: Image.Image, side: int | None) -> Image.Image:
     """Resize an image to another side in pixels, with its metadata; None returns it unchanged."""

@@ -17,12 +17,11 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from triptych.inference.generation_config import SETTINGS, GenerationConfig
 from triptych.serving.asgi.api_errors import APIError, bad_request, validation_error
 from triptych.serving.http.context import Context
-from triptych.serving.http.image_output import encode, scaled
+from triptych.serving.http.image_output import LARGE_SIDE, encode, scaled
 from triptych.serving.http.jobs import GenerationJob
-from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody
+from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody, settings_of
 from triptych.serving.http.server_sent_events import event_stream, flush_each, sse_event
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import metadata_of
@@ -31,8 +30,6 @@ MAX_CANDIDATES = 64
 """Maximum number of candidates of one request: n times num_candidates."""
 MAX_EDITED_IMAGES = 16
 """Maximum number of images of one edit request: number of sent images times n."""
-LARGE_SIDE = 1024
-"""Side in pixels above which encoding an image takes long."""
 MAX_FORM_FIELDS = 64
 """Maximum number of fields of a form, besides its files."""
 SIDES = range(16, 2049)
@@ -65,7 +62,7 @@ def image_routes(context: Context) -> APIRouter:
         job = GenerationJob(
             [body.prompt] * number,
             _seeds(body.seed, number),
-            settings=_settings(body),
+            settings=settings_of(body),
             num_partial=_num_partial(body),
         )
         return await _respond(context, request, body, job=job, event="image_generation")
@@ -105,7 +102,7 @@ def image_routes(context: Context) -> APIRouter:
             [body.prompt] * len(images),
             _seeds(body.seed, len(images)),
             images,
-            _settings(body),
+            settings_of(body),
             _num_partial(body),
         )
         return await _respond(context, request, body, job=job, event="image_edit")
@@ -202,14 +199,6 @@ def _format(body: ImageBody) -> tuple[str, int | None]:
 
 def _num_partial(body: ImageBody) -> int:
     return (body.partial_images or 0) if body.stream else 0
-
-
-def _settings(body: ImageBody) -> GenerationConfig:
-    try:
-        return GenerationConfig(**{name: getattr(body, name, None) for name in SETTINGS})
-    except UserError as error:
-        name = str(error).partition(" ")[0]
-        raise bad_request(name if name in SETTINGS else None, str(error)) from error
 
 
 def _seeds(first: int | None, number: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -22,6 +22,8 @@ class ChatSettings:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    max_images: int | None = None
+    generation_config: GenerationConfig = GenerationConfig()
 
 
 @dataclass
@@ -83,15 +85,15 @@ def run_batch(pipeline: UnifiedPipeline, max_batch: int, batch: JobBatch) -> Seq
 
 
 def _generate_answers(pipeline: UnifiedPipeline, batch: JobBatch) -> Sequence[Any]:
-    def on_part(number: int, text: str) -> None:
+    def on_part(number: int, part: str | Image.Image) -> None:
         batch.check_abandoned()
-        batch.report_partial(number, text)
+        batch.report_partial(number, part)
 
     batch.check_abandoned()
     jobs: list[ChatJob] = batch.jobs
     return pipeline.chat_batch(
         [job.messages for job in jobs],
-        **asdict(jobs[0].settings),
+        **vars(jobs[0].settings),
         seed=[secrets.randbits(32) if job.seed is None else job.seed for job in jobs],
         on_part=on_part,
     )

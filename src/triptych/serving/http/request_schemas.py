@@ -21,8 +21,17 @@ from pydantic import (
     create_model,
 )
 
-from triptych.inference.generation_config import OF_EDITS, PROMPT_SETTINGS, help_of, limit_of
-from triptych.utils.limits import Interval, OneOf, Range
+from triptych.inference.generation_config import (
+    OF_EDITS,
+    PROMPT_SETTINGS,
+    SETTINGS,
+    GenerationConfig,
+    help_of,
+    limit_of,
+)
+from triptych.serving.asgi.api_errors import bad_request
+from triptych.utils.errors import UserError
+from triptych.utils.limits import ANSWER_IMAGES, Interval, OneOf, Range
 from triptych.utils.text import clean_text
 
 MAX_IMAGES = 10
@@ -211,8 +220,8 @@ class TextFormat(Body):
     type: unsupported("text", instead="answers are plain text")
 
 
-class ChatBody(Body):
-    """Body of POST /v1/chat/completions."""
+class ChatBody(_settings_body("ChatSettingsBody", Body, SETTINGS)):
+    """Body of POST /v1/chat/completions; the settings are those of images in the answer."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     model: Word | None = Field(
@@ -236,6 +245,12 @@ class ChatBody(Body):
     )
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     seed: Seed | None = None
+    max_images: int | None = Field(
+        None,
+        ge=0,
+        le=ANSWER_IMAGES.most,
+        description="Maximum number of images in the answer; by default the model's own.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: unsupported(1, instead="it returns one answer") = None
@@ -257,3 +272,16 @@ class ChatBody(Body):
     prompt_cache_key: Word | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
     metadata: dict[Word, Word] | None = None
+
+
+def settings_of(body: Body) -> GenerationConfig:
+    """Settings of the images of a request; those that it has not are the model's own.
+
+    Raises:
+        APIError: 400, a value is out of range.
+    """
+    try:
+        return GenerationConfig(**{name: getattr(body, name, None) for name in SETTINGS})
+    except UserError as error:
+        name = str(error).partition(" ")[0]
+        raise bad_request(name if name in SETTINGS else None, str(error)) from error

@@ -45,11 +45,31 @@ class ImageList(BaseModel):
     size: str
 
 
+class AnswerText(BaseModel):
+    """Text between images of an answer."""
+
+    type: Literal["text"]
+    text: str
+
+
+class AnswerImageUrl(BaseModel):
+    """Image as a data URL."""
+
+    url: str
+
+
+class AnswerImage(BaseModel):
+    """Image of an answer."""
+
+    type: Literal["image_url"]
+    image_url: AnswerImageUrl
+
+
 class AssistantMessage(BaseModel):
-    """Message of the model."""
+    """Message of the model; its content is a list where it has images."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | list[AnswerText | AnswerImage]
     refusal: None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from triptych.inference.interleaved import most_images
 from triptych.inference.pipeline import UnifiedPipeline
 
 
@@ -19,6 +20,8 @@ class ImageSizes:
     """Side to which images are resized that are edited."""
     chat_input: int | None
     """Side to which images of conversations are resized; None keeps their shapes."""
+    answer_images: int = 0
+    """Maximum number of images in an answer, unless a request names another."""
 
     @classmethod
     def of(cls, pipeline: UnifiedPipeline) -> ImageSizes:
@@ -30,4 +33,9 @@ class ImageSizes:
         # the generator may see the image, too, at the encoder's size
         sees = pipeline.model.generation.takes_source
         edited = max(side, pipeline.model.image_size) if sees else side
-        return cls(pipeline.model.vae.image_size, edited, side if squares else None)
+        return cls(
+            pipeline.model.vae.image_size,
+            edited,
+            edited if squares else None,
+            most_images(pipeline.model),
+        )

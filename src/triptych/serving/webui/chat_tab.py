@@ -1,4 +1,4 @@
-"""Tab that answers questions about images in a conversation."""
+"""Tab of conversations with images, the viewer's and the model's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from triptych.serving.webui.number_inputs import slider
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, errors_for_viewers
@@ -55,10 +56,10 @@ def chat_tab(page: Page) -> None:
             )
             with closing(stream):
                 yield {chatbot: _bubbles(request), messages: request, box: None}
-                text = ""
+                parts: list[dict[str, Any]] = []
                 for chunk in stream:
-                    text += chunk
-                    current = [*request, {"role": "assistant", "content": text}]
+                    _add(page, parts, chunk)
+                    current = [*request, {"role": "assistant", "content": [*parts]}]
                     yield {chatbot: _bubbles(current), messages: current}
                     if page.closing.is_set():
                         return
@@ -76,6 +77,16 @@ def chat_tab(page: Page) -> None:
     clear.click(
         lambda: ([], [], None), None, [chatbot, messages, box], cancels=running, queue=False
     )
+
+
+def _add(page: Page, parts: list[dict[str, Any]], chunk: str | Image.Image) -> None:
+    """Add a piece of text, or an image as a file of the page, to the parts of an answer."""
+    if not isinstance(chunk, str):
+        parts.append({"type": "image", "image": page.write(chunk, "answer")})
+    elif parts and parts[-1]["type"] == "text":
+        parts[-1] = {"type": "text", "text": parts[-1]["text"] + chunk}
+    else:
+        parts.append({"type": "text", "text": chunk})
 
 
 def _question(message: dict[str, Any]) -> dict[str, Any]:
