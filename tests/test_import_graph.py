@@ -17,6 +17,7 @@ ORDER = [
     "loss",
     "interfaces",
     "prompts",
+    "guidance",
     "sampler",
     "shapes_world",
     "backbones",

@@ -2,7 +2,8 @@
 
 interfaces    data that flows (Batch, Condition), tasks, and base classes of the parts
 loss          flow-matching and regression losses; the sign convention
-sampler       schedulers by name, and the guided sampling loop
+guidance      guidance by the prompt, and by the source image of an edit
+sampler       schedulers by name, and the sampling loop
 prompts       chat templates and control tokens, for training and inference
 backbones     networks as plain modules, without Lightning
 modules       LightningModules: understanding, generation, decoding, and the unified model

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from edit_models import tiny_flags
 from PIL import Image
 from processes import run
 from tolerances import assert_same_images
@@ -424,6 +425,10 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (1, ["edit", "no.png", "make it blue"], "no.png does not exist"),
         (1, ["edit", SAMPLES, " "], "the instruction is empty"),
         (2, ["edit", SAMPLES], "give images and then an instruction"),
+        (2, ["edit", "make it blue"], "give images and then an instruction"),
+        (2, ["edit", SAMPLES, "x", "--image-guidance-scale", "-1"], "'-1' is not a number from 0"),
+        (2, ["generate", "x", "--image-guidance-scale", "2"], "--image-guidance-scale"),
+        (1, ["generate", "--prompts", "scale.jsonl"], "'image_guidance_scale' is none of"),
         (1, ["edit", "--jsonl", "edit.jsonl"], 'names one "image"'),
         (1, ["reconstruct", "no.png"], "no.png does not exist"),
         (1, ["chat", "empty.txt", "what?"], "empty.txt is not an image that can be read"),
@@ -441,6 +446,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(triptych, status, 
     Path("seed.jsonl").write_text('{"prompt": "x", "seed": -3}')
     Path("key.jsonl").write_text('{"promt": "x"}')
     Path("edit.jsonl").write_text('{"instruction": "x"}')
+    Path("scale.jsonl").write_text('{"prompt": "x", "image_guidance_scale": 2}')
     found, out, err = triptych(*arguments)
     assert (found, out) == (status, "") and said in err
     assert "Traceback" not in err and not triptych.loaded
@@ -453,12 +459,49 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(triptych, status, 
         (["generate", "a red circle", "circle " * 300], "tokens, the model takes 256"),
         (["generate", "a circle", "--sampler", "eular"], "there is no sampler 'eular'"),
         (["edit", SAMPLES, "circle " * 300], "tokens, the model takes 256"),
+        (["edit", SAMPLES, "x", "--image-guidance-scale", "2"], "image_guidance_scale is 2, and"),
+        (["eval", "shapes", "--image-guidance-scale", "2"], "image_guidance_scale is 2, and"),
     ],
 )
 def test_model_dependent_errors_precede_the_first_image(triptych, arguments, said):
-    status, out, err = triptych(*arguments, "-o", "none")
+    where = [] if arguments[0] == "eval" else ["-o", "none"]
+    status, out, err = triptych(*arguments, *where)
     assert (status, out) == (1, "") and said in err
     assert not list(Path("none").glob("0*"))
+
+
+def test_a_mistake_in_the_scale_of_a_line_is_found_before_the_first_edit(triptych):
+    Path("edits.jsonl").write_text(
+        "\n".join(
+            json.dumps({"image": str(SAMPLES), "instruction": "make it blue", **scale})
+            for scale in ({}, {"image_guidance_scale": 2})
+        )
+    )
+    status, out, err = triptych("edit", "--jsonl", "edits.jsonl", "-o", "none")
+    assert (status, out) == (1, "") and "image_guidance_scale is 2, and" in err
+
+
+def test_edits_of_a_generator_that_sees_the_image(tmp_path):
+    """As a process: flags, the lines of a file, and the settings in the images."""
+    line = {"image": str(SAMPLES), "instruction": "make it blue", "image_guidance_scale": 2}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line))
+    command = [sys.executable, "-m", "triptych", "edit", *tiny_flags(tmp_path), *FEW]
+    scales = ["--guidance-scale", "3", "--image-guidance-scale", "1.5"]
+    for arguments, scale in (([SAMPLES, "make it blue"], 1.5), (["--jsonl", "edits.jsonl"], 2)):
+        done = run([*command, *arguments, *scales, "-o", f"out-{scale}"], cwd=tmp_path, check=True)
+        assert "does not see" not in done.stderr
+        (image,) = (tmp_path / f"out-{scale}").glob("0*.png")
+        settings = read_metadata(image)
+        assert settings["guidance_scale"] == 3 and settings["image_guidance_scale"] == scale
+
+
+def test_a_generator_that_does_not_see_the_image_refuses_a_scale_of_it(tmp_path):
+    command = [sys.executable, "-m", "triptych", "edit", SAMPLES, "make it blue", *FEW]
+    done = run([*command, "--image-guidance-scale", "2"], cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("image_guidance_scale is 2, and this model's generator") == 1
+    done = run(command, cwd=tmp_path, check=True)
+    assert done.stderr.count("generator does not see the image to edit") == 1
 
 
 def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):

@@ -565,10 +565,10 @@ def test_a_shard_without_samples_needs_no_features(world, weights):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, BatchContents(has_features=True, shows_images=False)),
-        ({"features": "none"}, BatchContents(has_features=False, shows_images=False)),
-        ({"tasks": ["text_to_image", "image_to_text"]}, BatchContents(True, True)),
-        ({"tasks": ["image_to_image"]}, BatchContents(True, True)),
+        ({}, BatchContents(has_features=True, shows_images=False, has_sources=False)),
+        ({"features": "none"}, BatchContents(False, shows_images=False, has_sources=False)),
+        ({"tasks": ["text_to_image", "image_to_text"]}, BatchContents(True, True, False)),
+        ({"tasks": ["image_to_image"]}, BatchContents(True, True, True)),
     ],
 )
 @pytest.mark.parametrize("validated", [True, False])
@@ -579,9 +579,8 @@ def test_a_data_module_knows_the_contents_of_its_batches(
     if validated:
         make(world / "eval", weights)
     module = data(world, **settings)
-    shows_images = expected.shows_images
-    assert module.batch_contents() == BatchContents(False, shows_images)  # before setup
+    assert module.batch_contents() == replace(expected, has_features=False)  # before setup
     module.connect(unified("stage2", weights=weights).preprocessing())
     module.setup("fit")
     has_features = expected.has_features and validated
-    assert module.batch_contents() == BatchContents(has_features, shows_images)
+    assert module.batch_contents() == replace(expected, has_features=has_features)

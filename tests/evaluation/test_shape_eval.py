@@ -7,10 +7,12 @@ from oracle_models import IMAGES, Noise, Perfect, Shuffled
 
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
 from triptych.evaluation.shapes import shape_eval as scoring
-from triptych.evaluation.shapes.edit_eval import edit_chance, edits
+from triptych.evaluation.shapes.edit_eval import edit_chance, edits, kept
 from triptych.evaluation.statistics import wilson
 from triptych.shapes_world.captions import TASKS, UNSEEN_TASKS
+from triptych.shapes_world.checker import read
 from triptych.shapes_world.edits import EDITS
+from triptych.shapes_world.world import CELL, Scene, draw
 from triptych.utils.errors import UserError
 
 
@@ -23,8 +25,8 @@ def test_a_perfect_model_has_full_scores():
     assert scores["reconstruction"] == 1.0
     assert set(scores["question_answering"].values()) == {1.0}
     edited = scores["edits"]
-    assert list(edited) == [*EDITS, "mean", "low", "high"]
-    assert {edited[name] for name in (*EDITS, "mean", "high")} == {1.0}
+    assert list(edited) == [*EDITS, "mean", "low", "high", "kept"]
+    assert {edited[name] for name in (*EDITS, "mean", "high", "kept")} == {1.0}
     assert edited["low"] == wilson(1.0, IMAGES)[0]
 
 
@@ -64,6 +66,46 @@ def test_edits_are_the_same_in_batches_of_any_size_and_begin_alike():
     assert edits(10) == edits(20)[:10]
     with pytest.raises(UserError, match="0 images"):
         EditEval(num_images=0)(model)
+
+
+class Spoils(Perfect):
+    """Edits as asked, but for the first shape that each edit does not touch: it is gone."""
+
+    def edit(self, images, instructions, seeds, config=None):
+        for edit in edits(IMAGES):
+            shapes = [each for each in edit.target.shapes if each not in edit.untouched[:1]]
+            key = draw(edit.source).tobytes(), edit.instruction
+            self.after[key] = draw(Scene(tuple(shapes), edit.target.background))
+        return super().edit(images, instructions, seeds, config)
+
+
+class Idle(Perfect):
+    """Returns every image as it was."""
+
+    def edit(self, images, instructions, seeds, config=None):
+        return images
+
+
+def test_kept_is_the_share_of_the_shapes_that_an_edit_leaves_alone():
+    untouched = [len(edit.untouched) for edit in edits(IMAGES)]
+    gone = sum(number > 0 for number in untouched)
+    assert 0 < gone < sum(untouched)
+    spoilt = EditEval(num_images=IMAGES)(Spoils())
+    assert spoilt["kept"] == pytest.approx(1 - gone / sum(untouched))
+    assert spoilt["mean"] == pytest.approx(sum(number == 0 for number in untouched) / IMAGES)
+    idle = EditEval(num_images=IMAGES)(Idle())
+    assert (idle["mean"], idle["kept"]) == (0.0, 1.0)
+
+
+def test_what_is_kept_is_read_beside_cells_that_are_unclear():
+    edit = next(edit for edit in edits(IMAGES) if len(edit.untouched) > 1)
+    image = draw(edit.target)
+    first, second = edit.untouched[:2]
+    rows, columns = (slice(CELL * n, CELL * (n + 1)) for n in (first.row, first.column))
+    place = (rows, columns)
+    image[place] = numpy.random.default_rng(0).integers(0, 256, image[place].shape)
+    found = dict(zip(edit.untouched, kept(image, edit), strict=True))
+    assert read(image) is None and not found[first] and found[second]
 
 
 def test_unrelated_edits_seldom_score():

@@ -89,10 +89,13 @@ def test_the_page_has_a_control_for_every_setting(pipe):
     from triptych.serving.webui.controls import arguments, numbers, sliders
 
     with gradio.Blocks():
-        assert len(sliders(pipe)) == len(numbers()) == len(SETTINGS)
-    values = dict.fromkeys(SETTINGS) | {"guidance_interval": "0.1,0.8", "num_inference_steps": 3}
+        assert len(sliders(pipe)) == len(numbers()) == len(PROMPT_SETTINGS)
+    values = dict.fromkeys(PROMPT_SETTINGS) | {
+        "guidance_interval": "0.1,0.8",
+        "num_inference_steps": 3,
+    }
     given = arguments(tuple(values.values()))
-    assert given == dict.fromkeys(SETTINGS) | {
+    assert given == dict.fromkeys(PROMPT_SETTINGS) | {
         "guidance_interval": (0.1, 0.8),
         "num_inference_steps": 3,
     }

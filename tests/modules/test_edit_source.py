@@ -70,9 +70,9 @@ def test_a_source_is_encoded_like_a_target(model, batch):
     assert not source.features[~batch.has_source].any()
 
 
-def test_which_rows_have_a_source_stays_on_the_host(batch):
+def test_a_source_moves_to_the_device_with_its_batch(batch):
     moved = batch.to("meta")
-    assert moved.has_source is batch.has_source and moved.source_pixels.is_meta
+    assert moved.has_source.is_meta and moved.source_pixels.is_meta
 
 
 # --- the step -------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ VARIANTS = (
     "stage2:clip_mse",
     "stage2:vae_flow",
     "joint:accumulated",
+    "edits:channels",
+    "edits:tokens:live",
 )
 LARGE = ("blip3o_8b", "blip3o_4b", "siglip2_sana")
 QUICK = {
@@ -82,7 +84,7 @@ LOGGING = {
 """Files that synchronize in a step that is logged, and why."""
 
 BROKEN = [f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32")]
-RANKS = [f"step:tiny:{each}:fsdp2" for each in ("stage2", "edits", "joint:live")]
+RANKS = [f"step:tiny:{each}:fsdp2" for each in ("stage2", "edits", "edits:channels", "joint:live")]
 TOGETHER = [*chain(*QUICK.values()), LOGGED, *BROKEN, "inference:tiny:euler", *RANKS]
 """Cases of one process, which imports everything once."""
 

@@ -4,6 +4,7 @@ attention          xformers attention where its kernels run
 dc_ae              DC-AE, the autoencoder of SANA
 eva_clip           EVA-CLIP as a grid of features
 lumina_dit         Lumina-Next DiT behind a caption projection
+lumina_patches     its patch embedding, with learned positions and the source of an edit
 prompt_cache       key-value cache of prompts that queries continue
 qwen2_5_vl         Qwen2.5-VL, and the queries that run through it
 qwen2_5_vl_config  sizes and vocabulary of Qwen2.5-VL

@@ -37,12 +37,11 @@ same command resumes where it stopped: finished images are skipped."""
 
 EDIT = """\
   triptych edit docs/images/samples.png "make the circle blue" -o out/edit
-  triptych edit photo.png "make it blue" --guidance-scale 3 --image-guidance-scale 1.5
   echo '{"image": "docs/images/samples.png", "instruction": "add a star"}' | \
 triptych edit --jsonl - -o out/edits
 
-Only a model that was trained on edits follows instructions, and only one whose generator sees the
-image (docs/generation.md) keeps the rest of it, the more the higher --image-guidance-scale."""
+Only a model that was trained on edits follows instructions. Only one whose generator sees the image
+keeps the rest of it, and takes --image-guidance-scale, such as 1.5, beside --guidance-scale."""
 
 RECONSTRUCT = """\
   triptych reconstruct docs/images/samples.png -o out/reconstruct

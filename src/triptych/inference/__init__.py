@@ -5,6 +5,7 @@ generation_config  GenerationConfig: all generation settings, with limits and he
 argument_names     corrections of wrong argument names
 image_requests     prompt and seed of each image of a call
 image_generation   images from a UnifiedModule, one batch of tensors at a time
+edit_source        source images of edits for the generator, where it sees them
 image_batches      images of a call in batches, with progress
 best_of            several candidates of each image, of which a ranker keeps one
 model_ranker       the model as its own ranker

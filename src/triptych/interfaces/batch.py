@@ -75,8 +75,7 @@ class Batch:
     """[S,3,H,W] uint8, the images that edits change, of the rows that `has_source`, for a model
     that takes them (`Preprocessing.takes_source`); None without any."""
     has_source: Tensor | None = None
-    """[B] bool, which rows are edits of an image in `source_pixels`; on the host. None without
-    any."""
+    """[B] bool, which rows are edits of an image in `source_pixels`; None without any."""
     may_have_source: bool = False
     """Whether a task of this batch has source images that the model takes; equal on every rank,
     also where this batch holds none."""
@@ -144,7 +143,7 @@ def _several_ranks() -> bool:
 
 
 # Fields of Batch that the host reads to draw noise and to encode images.
-READ_BY_THE_HOST = ("sample_ids", "has_features", "has_source", "image_grid_thw")
+READ_BY_THE_HOST = ("sample_ids", "has_features", "image_grid_thw")
 
 
 def label_indices(labels: Tensor) -> Tensor:

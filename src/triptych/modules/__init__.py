@@ -5,6 +5,7 @@ understanding       the understanding panel: a vision-language model
 generation          the generation panel: queries and DiT; its step is the one to read first
 decoding            the decoding panel: a pixel decoder
 unified             UnifiedModule, the composer of the panels
+source              source images of a batch of edits, encoded for the generator
 unused_parts        parts that a run never computes with, and does not load
 encoder_training    training of the image encoder and the VAE
 feature_extraction  only the frozen encoder, for `triptych data features`

@@ -18,15 +18,17 @@ def source_of(batch: Batch, encoder: ImageEncoder) -> Source:
     a gradient on every rank.
     """
     device = batch.input_ids.device
-    features = torch.zeros(len(batch), *encoder.feature_shape, device=device)
     if batch.source_pixels is None:
         if batch.may_have_source and several_ranks():
             # other ranks may encode, which gathers an encoder that is split over all of them
             encoded(encoder, _black(encoder, device))
+        features = torch.zeros(len(batch), *encoder.feature_shape, device=device)
         return Source(features, torch.zeros(len(batch), dtype=torch.bool, device=device))
-    rows = batch.has_source.nonzero().flatten().to(device, non_blocking=True)
-    features.index_copy_(0, rows, encoded(encoder, batch.source_pixels))
-    return Source(features, batch.has_source.to(device, non_blocking=True))
+    present = batch.has_source
+    # of each row, without reading on the host how many there are
+    numbers = (present.cumsum(0) - 1).clamp_min(0)
+    features = encoded(encoder, batch.source_pixels).index_select(0, numbers)
+    return Source(features * present[:, None, None, None], present)
 
 
 def _black(encoder: ImageEncoder, device: torch.device) -> Tensor:

@@ -77,6 +77,23 @@ def read(image: numpy.ndarray) -> Scene | None:
 
     The scene may have from zero to nine shapes.
     """
+    background, cells = _read_cells(image)
+    if background is None or None in cells:
+        return None
+    return Scene(tuple(each for each in cells if each is not None), background)
+
+
+def clear_shapes(image: numpy.ndarray) -> tuple[Shape, ...]:
+    """Shapes of an image uint8 [48, 48, 3] that are clear, whatever its other cells show."""
+    _, cells = _read_cells(image)
+    return tuple(each for each in cells if each is not None)
+
+
+def _read_cells(image: numpy.ndarray) -> tuple[str | None, list[Shape | None]]:
+    """Name of the background, and the shape of each cell that is not empty, None if unclear.
+
+    Without a name for the background nothing is known of the cells.
+    """
     if image.shape != (PIXELS, PIXELS, 3) or image.dtype != numpy.uint8:
         raise ValueError(
             f"The checker reads uint8 images of shape {(PIXELS, PIXELS, 3)}, "
@@ -85,7 +102,7 @@ def read(image: numpy.ndarray) -> Scene | None:
     seen = numpy.median(image[_rim()].astype(numpy.float32), axis=0)
     background = _background_name(seen)
     if background is None:
-        return None
+        return None, []
     cells = image.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).astype(numpy.float32)
     cells = cells.reshape(GRID**2, CELL**2, 3)
     ground = numpy.array(BACKGROUNDS[background], dtype=numpy.float32)
@@ -98,7 +115,7 @@ def read(image: numpy.ndarray) -> Scene | None:
     flat, drawings = cells.reshape(GRID**2, -1), _drawings(background)
     nearest = ((drawings**2).sum(axis=1) - 2 * flat @ drawings.T).argmin(axis=1)  # [9]
 
-    shapes = []
+    shown: list[Shape | None] = []
     for cell in numpy.flatnonzero(~empty):
         kind, colour, size = _looks()[nearest[cell]]
         error = numpy.abs(flat[cell] - drawings[nearest[cell]]).mean()
@@ -107,9 +124,10 @@ def read(image: numpy.ndarray) -> Scene | None:
         cover = _covers()[nearest[cell]]
         overlap = (foreground & cover).sum() / (foreground | cover).sum()
         if error > SHAPE_LIMIT or overlap < MIN_OVERLAP:
-            return None
-        shapes.append(Shape(kind, colour, size, *divmod(int(cell), GRID)))
-    return Scene(tuple(shapes), background)
+            shown.append(None)
+        else:
+            shown.append(Shape(kind, colour, size, *divmod(int(cell), GRID)))
+    return background, shown
 
 
 def satisfies(scene: Scene, request: Request) -> bool:

@@ -47,6 +47,11 @@ class Edit:
     request: Request
     """Requirements on a correct result."""
 
+    @property
+    def untouched(self) -> tuple[Shape, ...]:
+        """Shapes that are the same before and after."""
+        return tuple(shape for shape in self.source.shapes if shape in self.target.shapes)
+
 
 def sample_edit(rng: numpy.random.Generator, kind: str, split: str = "train") -> Edit:
     """Draw an edit of one of `EDITS`.

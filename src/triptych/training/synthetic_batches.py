@@ -87,8 +87,7 @@ def edit_batch(
     ids, shown = _with_images(model, size, tokens, draw)
     images = _target_images(model, size, draw, features, pixels)
     if model.generation.takes_source:
-        with unset_fake_temporarily():
-            shown["has_source"] = torch.ones(size, dtype=torch.bool)
+        shown["has_source"] = torch.ones(size, dtype=torch.bool)
         shown["source_pixels"] = _colours((size, 3, model.image_size, model.image_size), draw)
         shown["may_have_source"] = True
     return _batch(IMAGE_GENERATION, step, ids, **shown, **images)

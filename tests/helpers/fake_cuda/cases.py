@@ -30,10 +30,13 @@ def step(preset, stage, *words):
 
     Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for those who count
     them, "logged" for a step that is logged, "resumed" from a checkpoint, "accumulated" gradients
-    of recomputed blocks, those of `OBJECTIVES`, and "break-NAME", see `BREAKS`.
+    of recomputed blocks, "channels" or "tokens" of a DiT that sees sources, those of `OBJECTIVES`,
+    and "break-NAME", see `BREAKS`.
     """
     flags = [] if "whole" in words else [*TWO_LAYERS]
     flags += [f"--model.generation.objective={word}" for word in words if word in OBJECTIVES]
+    sources = [word for word in words if word in ("channels", "tokens")]
+    flags += [f"--model.generation.dit.source={word}" for word in sources]
     change = next((BREAKS[word] for word in words if word in BREAKS), None)
     size = 16 if "whole" in words else 2
     options = ranks() if "fsdp2" in words else {}

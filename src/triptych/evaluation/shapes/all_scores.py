@@ -14,7 +14,13 @@ from typing import Any
 from triptych.evaluation.image_cache import ImageCache
 from triptych.evaluation.report import Report, nested
 from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
-from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
+from triptych.evaluation.shapes.edit_eval import (
+    by_kind,
+    edit_chance,
+    edit_for,
+    edits,
+    kept,
+)
 from triptych.evaluation.shapes.shape_eval import (
     MAX_EDITS,
     QUESTIONS_PER_IMAGE,
@@ -36,7 +42,9 @@ SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
 """Score -> split of its captions."""
 
 ItemScore = tuple[str, int, int, bool]
-"""(score, copy, number of the item, whether the item is correct)."""
+"""(score, copy, number of the item, whether the item is correct). Of KEPT: the number of the edit,
+and in place of a copy that of a shape which it does not touch."""
+KEPT = "edits/kept"
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,12 @@ def item_scores(
         **{score: _generated for score in SPLITS},
         "reconstruction": _reconstructed,
         "question_answering": _answered,
-        "edits": _edited,
     }
     first, step = batches_of
     for score, copy, numbers in list(plan.work())[first::step]:
+        if score == "edits":
+            yield from _edited(model, plan, numbers)
+            continue
         right = score_batch[score](
             model, plan, score=score, copy=copy, numbers=numbers, cache=cache
         )
@@ -156,6 +166,13 @@ def report(items: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = 
     scores["edits/mean"] = mean(right["edits"])
     clusters["edits/mean"] = [_runs(right["edits"], 1)]
     scores["edits/low"], scores["edits/high"] = wilson(scores["edits/mean"], len(right["edits"]))
+    shapes: dict[int, list[float]] = {}
+    for score, _, number, value in ordered:
+        if score == KEPT:
+            shapes.setdefault(number, []).append(float(value))
+    if shapes:
+        scores[KEPT] = mean(value for of_edit in shapes.values() for value in of_edit)
+        clusters[KEPT] = [list(shapes.values())]
     by_chance = {**chance(plan.num_images), "edits": edit_chance(plan.sizes["edits"])}
     return Report(
         benchmark="shapes",
@@ -167,7 +184,7 @@ def report(items: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = 
             for name in scores
             if name in clusters
         },
-        counts={"expected": len(items), "scored": len(items)},
+        counts=dict.fromkeys(("expected", "scored"), sum(map(len, right.values()))),
         settings=plan.settings | ({"folder": str(folder)} if folder else {}),
         items=_items(ordered, plan.num_images, folder),
     )
@@ -267,9 +284,11 @@ def _answered(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> lis
     return [answer_is_right(answer, question.answer) for answer, question in pairs]
 
 
-def _edited(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
+def _edited(model: Any, plan: ScoringPlan, numbers: range) -> Iterator[ItemScore]:
     samples = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
     config = replace(plan.generation_config, num_candidates=None)  # captions are ranked, not edits
     options = ImageOptions(len(numbers), plan.seed, config, numbers)
     images = edit_for(model, samples, options)
-    return [check(image, edit.request) for image, edit in zip(images, samples, strict=True)]
+    for number, image, edit in zip(numbers, images, samples, strict=True):
+        yield "edits", 0, number, check(image, edit.request)
+        yield from ((KEPT, n, number, same) for n, same in enumerate(kept(image, edit)))

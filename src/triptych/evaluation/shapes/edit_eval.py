@@ -23,7 +23,7 @@ from triptych.evaluation.shapes.common import (
 from triptych.evaluation.statistics import mean, wilson
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
-from triptych.shapes_world.checker import check, satisfies
+from triptych.shapes_world.checker import check, clear_shapes, satisfies
 from triptych.shapes_world.edits import EDITS, Edit
 from triptych.shapes_world.shards import make_edit
 from triptych.shapes_world.world import draw
@@ -33,6 +33,9 @@ from triptych.utils.images import to_tensor
 
 class EditEval(ShapesEvaluator):
     """Share of correct edits by kind, their "mean", and its 95% interval from "low" to "high".
+
+    "kept" is the share of the shapes which the edits do not touch that are still in their places
+    with the same looks, whether the rest is right or not.
 
     Args:
         num_images: number of edits; the kinds alternate.
@@ -59,7 +62,21 @@ class EditEval(ShapesEvaluator):
         right = [check(image, edit.request) for image, edit in zip(images, samples, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
-        return {**by_kind(samples, right), "mean": share, "low": low, "high": high}
+        shapes = [kept(image, edit) for image, edit in zip(images, samples, strict=True)]
+        scores = {**by_kind(samples, right), "mean": share, "low": low, "high": high}
+        return scores | kept_share(shapes)
+
+
+def kept(image: numpy.ndarray, edit: Edit) -> list[bool]:
+    """Whether each shape that an edit does not touch is the same in an image uint8 [48,48,3]."""
+    shown = clear_shapes(image)
+    return [shape in shown for shape in edit.untouched]
+
+
+def kept_share(shapes: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Share "kept" of all shapes of all edits; empty if the edits leave no shape alone."""
+    every = [each for of_edit in shapes for each in of_edit]
+    return {"kept": mean(every)} if every else {}
 
 
 def edit_for(model: Any, samples: Sequence[Edit], options: ImageOptions) -> numpy.ndarray:
