@@ -108,7 +108,7 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
             noise,
             num_inference_steps=generation.sampling.num_inference_steps,
             guidance_scale=generation.sampling.guidance_scale,
-            shift=generation.flow.shift,
+            shift=generation.shift,
         )
 
     def plain(*call: Tensor) -> Tensor:  # no `with_cached_condition`

@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import built, dit, shaken
 
-from triptych.guidance import guided
+from triptych.guidance import guided, rescaled
 from triptych.interfaces import Condition, Source
 from triptych.sampler import noise_from_seeds, sample_flow
 
@@ -97,3 +97,60 @@ def test_the_interval_limits_both_scales():
         source=Source(features, torch.ones(2, dtype=torch.bool)),
     )
     assert rows == [2, 6, 6, 2]  # at t = 1, 0.75, 0.5, 0.25
+
+
+# --- rescaling ------------------------------------------------------------------------------------
+
+
+def test_rescaling_gives_the_clean_features_the_deviation_of_the_conditional_ones():
+    draw = torch.Generator().manual_seed(3)
+    x, v, c = (torch.randn(2, *SHAPE, generator=draw) for _ in range(3))
+    t = torch.tensor([0.3, 0.8])
+    times = t[:, None, None, None]
+
+    def clean(velocity):
+        return x - times * velocity
+
+    for strength in (0.25, 1.0):
+        found = clean(rescaled(3 * v, c, x, t, strength))
+        for row in range(2):  # by hand, an image at a time
+            guided_, target = clean(3 * v)[row], clean(c)[row]
+            factor = target.flatten().std() / guided_.flatten().std()
+            expected = strength * guided_ * factor + (1 - strength) * guided_
+            assert torch.allclose(found[row], expected, atol=1e-5)
+    whole = clean(rescaled(3 * v, c, x, t, 1.0))
+    assert torch.allclose(whole.std((1, 2, 3)), clean(c).std((1, 2, 3)), atol=1e-5)
+
+
+def test_at_time_zero_the_velocity_stays():
+    x, v, c = torch.randn(3, 2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(rescaled(v, c, x, torch.zeros(2), 1.0), v)
+
+
+@pytest.mark.parametrize("scale, image_scale", SCALES)
+@torch.no_grad()
+def test_rescaling_holds_for_both_scales(scale, image_scale):
+    model, (x, t, condition, features) = model_of("channels"), given()
+    source = Source(features, torch.tensor([True, True]))
+    options = {"guidance_scale": scale, "image_guidance_scale": image_scale, "source": source}
+    bind = model.with_cached_condition
+    velocity = guided(bind, condition, **options, rescale=0.7)(x, t)
+    plain = by_hand(model, [True, True], scale, image_scale)
+    both = model(x, t, condition, source)
+    expected = rescaled(plain, both, x, t, 0.7)
+    assert torch.allclose(velocity, expected, atol=5e-5)
+    assert (scale, image_scale) == (1.0, 1.0) or not torch.allclose(velocity, plain, atol=1e-3)
+    off = guided(bind, condition, **options, rescale=0.0)(x, t)
+    assert torch.equal(off, guided(bind, condition, **options)(x, t))
+
+
+def test_sampling_rescales_inside_the_interval_only():
+    model, (x, _, condition, _) = model_of(None), given()
+    options = {"num_inference_steps": 4, "guidance_scale": 4.0}
+    plain = sample_flow(model, Condition(condition), x, **options)
+    none = sample_flow(model, Condition(condition), x, **options, guidance_rescale=0.0)
+    full = sample_flow(model, Condition(condition), x, **options, guidance_rescale=1.0)
+    assert torch.equal(plain, none) and not torch.allclose(plain, full, atol=1e-3)
+    options["guidance_interval"] = (0.0, 0.01)  # of no step
+    outside = sample_flow(model, Condition(condition), x, **options, guidance_rescale=1.0)
+    assert torch.equal(outside, sample_flow(model, Condition(condition), x, **options))

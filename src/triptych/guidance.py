@@ -24,6 +24,7 @@ def guided(
     image_guidance_scale: float = 1.0,
     negative_condition: Tensor | None = None,
     source: Source | None = None,
+    rescale: float = 0.0,
 ) -> Velocity:
     """Guided velocity as a function of x_t [B,C,h,w] and t [B].
 
@@ -35,6 +36,7 @@ def guided(
         condition: condition [B,N,D].
         negative_condition: condition [1,N,D] of v(0) and v(image); zeros by default.
         source: source images of the rows; None has no image scale.
+        rescale: strength of `rescaled`, towards the velocity that knows all.
     """
     if source is None:
         image_guidance_scale = 1.0
@@ -56,12 +58,47 @@ def guided(
         first, *middle, last = velocities(x_t.repeat(number, 1, 1, 1), t.repeat(number)).chunk(
             number
         )
-        if not middle:
-            return first + guidance_scale * (last - first)
-        (image,) = middle
-        return first + image_guidance_scale * (image - first) + guidance_scale * (last - image)
+        if middle:
+            (image,) = middle
+            found = first + image_guidance_scale * (image - first) + guidance_scale * (last - image)
+        else:
+            found = first + guidance_scale * (last - first)
+        return rescaled(found, last, x_t, t, rescale) if rescale else found
 
     return velocity
+
+
+def rescaled(
+    velocity: Tensor, conditional: Tensor, x_t: Tensor, t: Tensor, strength: float
+) -> Tensor:
+    """Guided velocity float32 whose estimate of the clean features has another deviation.
+
+    Lin et al. 2023 (arXiv 2305.08891, section 3.4) with the estimate in place of the network's
+    output, which for a flow is mostly noise. With s(.) the standard deviation over all values
+    [C,h,w] of an image, and x = x_t - t v the estimates of the guided and of the conditional
+    velocity, v(image, text):
+
+        x' = strength * x_guided * s(x_conditional) / s(x_guided) + (1 - strength) * x_guided
+        v' = (x_t - x') / t
+
+    At t = 0 both estimates are x_t, and the velocity stays.
+
+    Args:
+        velocity, conditional, x_t: all [B,C,h,w].
+        t: times [B], as the model receives them.
+        strength: phi of the paper, from 0 (the guided velocity) to 1.
+    """
+    velocity, x_t, t = velocity.float(), x_t.float(), t.float()[:, None, None, None]
+    clean, target = x_t - t * velocity, x_t - t * conditional.float()
+    deviations = _std(target) / _std(clean)
+    # (x_guided - x') / t
+    change = strength * (1 - deviations) * clean / t
+    return velocity + torch.where(t > 0, change, 0.0)
+
+
+def _std(features: Tensor) -> Tensor:
+    """Standard deviation [B,1,1,1] over the values of each image."""
+    return features.std((1, 2, 3), correction=0, keepdim=True)
 
 
 def _bound(

@@ -11,11 +11,15 @@ Shape letters: see `triptych.interfaces`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from triptych.utils.errors import UserError
+from triptych.utils.limits import POSITIVE
 
 TimestepSampling = Literal["uniform", "logit_normal"]
 
@@ -26,14 +30,20 @@ class FlowConfig:
 
     timestep_sampling: TimestepSampling = "uniform"
     """Distribution of training times, see `sample_time`."""
-    shift: float = 1.0
+    shift: float | Literal["auto"] = 1.0
     """Shift of times towards noise, in training and in sampling alike, see `shift_time`; 1 as
-    published."""
+    published. "auto" is `dimension_shift` of the features, whose deviation is measured on the first
+    training batch, or is known of an encoder that standardizes, and kept in the weights."""
     num_noise_samples: int = 1
     """Noises and times for each sample, whose condition and features are computed once; 1 as
     published."""
     cond_drop_prob: float = 0.1
     """Probability of training without condition, for guidance."""
+
+    def __post_init__(self) -> None:
+        if self.shift != "auto" and self.shift not in POSITIVE:
+            raise UserError(f"flow.shift is {str(self.shift)[:40]}; give {POSITIVE}, or auto.")
+
     source_drop_prob: float = 0.1
     """Probability of training an edit without its source image, for guidance by the image, where
     the velocity model takes one; independent of the condition."""
@@ -71,8 +81,24 @@ def shift_time(t, shift: float):
     return shift * t / (1 + (shift - 1) * t)
 
 
+REFERENCE_DIMENSION = 4096
+"""n of `dimension_shift`: values of the latents, 32x32x4, that an unshifted flow suits."""
+
+
+def dimension_shift(shape: tuple[int, int, int], std: float | Tensor) -> Any:
+    """sqrt(m / n) * std for features [B,*shape] with m values, n = `REFERENCE_DIMENSION`.
+
+    At equal noise, m values of redundant features are read sqrt(m / n) times as well as n (Esser et
+    al. 2024, section 5.3.2; for features, Scale-RAE, arXiv 2601.16208). That rule is for unit
+    deviation. At time t, features of deviation s have the signal-to-noise ratio s (1 - t) / t,
+    equal to that of unit features at t' for t / (1 - t) = s t' / (1 - t'); a shift a is the factor
+    a of t / (1 - t), so that both together shift by their product.
+    """
+    return (math.prod(shape) / REFERENCE_DIMENSION) ** 0.5 * std
+
+
 def sample_time(
-    uniform: Tensor, normal: Tensor, how: TimestepSampling, shift: float = 1.0
+    uniform: Tensor, normal: Tensor, how: TimestepSampling, shift: float | Tensor = 1.0
 ) -> Tensor:
     """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
 

@@ -59,6 +59,7 @@ def sample_flow(
     negative_condition: Tensor | None = None,
     source: Source | None = None,
     image_guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
@@ -78,6 +79,8 @@ def sample_flow(
         source: source images of edits, for a model that takes them.
         image_guidance_scale: scale of guidance by the source; a value other than 1 and
             `guidance_scale` needs one call a step on a tripled batch, see `guidance.guided`.
+        guidance_rescale: how far the deviation of the guided estimate of the clean features is
+            brought to that of the conditional one, from 0 to 1; see `guidance.rescaled`.
         on_step: callback after every model call.
 
     Raises:
@@ -97,6 +100,7 @@ def sample_flow(
         image_guidance_scale=image_guidance_scale,
         negative_condition=negative_condition,
         source=source,
+        rescale=guidance_rescale,
     )
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32

@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor
 from triptych.callbacks import Checkpoint
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import batches_in
+from triptych.loss import FlowConfig
 from triptych.training.execution import Execution
 from triptych.training.fsdp import gather_state_dict
 from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
@@ -107,6 +108,7 @@ def fit(
     every: int = 1000,
     resume: str | None = None,
     execution: dict[str, Any] | None = None,
+    shift: float | str = 1.0,
 ) -> dict[str, Any]:
     """Fit once; the first rank writes out/NAME.pt with the trained state, losses and facts."""
     watch = Watch()
@@ -134,6 +136,9 @@ def fit(
         build_decoder=False,
         execution=Execution(**(execution or {})),
     )
+    model.generation.flow = FlowConfig(shift=shift)
+    if shift == "auto":
+        type(model.encoder).feature_std = None  # measured, as of an encoder that standardizes not
     module = data(shapes, stage, batch_size=batch, length_bucket_batches=buckets)
     trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
     names = model.trained_state().keys()

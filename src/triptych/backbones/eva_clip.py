@@ -58,6 +58,10 @@ class EvaClip(ImageEncoder):
         side = image_size // patch_size // pool
         self.feature_shape = (width, side, side)
 
+    @property
+    def feature_std(self) -> float | None:
+        return 1.0 if self.standardize else None
+
     def build(self) -> None:
         for name, colours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
             colours = torch.tensor(colours, dtype=torch.float32)[:, None, None]

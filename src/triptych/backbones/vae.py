@@ -74,6 +74,10 @@ class KLAutoencoder(ImageEncoder):
         side = image_size // shrink
         self.feature_shape = (latent_channels, side, side)
 
+    @property
+    def feature_std(self) -> float | None:
+        return 1.0 if self.scaling is None else None
+
     def build(self) -> None:
         levels = len(self.block_widths)
         channels = 3 * self.patch_size**2

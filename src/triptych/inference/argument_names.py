@@ -21,6 +21,8 @@ MEANT = {
     "cfg_scale": "guidance_scale",
     "true_cfg_scale": "guidance_scale",
     "prior_guidance_scale": "guidance_scale",
+    "rescale": "guidance_rescale",
+    "cfg_rescale": "guidance_rescale",
     "images_per_prompt": "num_images_per_prompt",
     "num_images": "num_images_per_prompt",
     "n": "num_images_per_prompt",

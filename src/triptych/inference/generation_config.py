@@ -16,6 +16,7 @@ from triptych.utils.limits import (
     CANDIDATES,
     IMAGES,
     INTERVAL,
+    PORTION,
     SAMPLER,
     SCALE,
     SEED,
@@ -52,6 +53,11 @@ class GenerationConfig:
         INTERVAL,
         "guidance interval",
         "times from 0 to 1, 1 being noise, between which guidance works",
+    )
+    guidance_rescale: float | None = _field(
+        PORTION,
+        "guidance rescale",
+        "how far guided features get the deviation of those without guidance, from 0 to 1",
     )
     sampler: str | None = _field(SAMPLER, "sampler", "scheduler that integrates image features")
     negative_prompt: str | None = _field(
@@ -118,8 +124,8 @@ class GenerationConfig:
 
 def own_value(model: Any, name: str) -> Any:
     """A UnifiedModule's own value of a setting, or None."""
-    if name == "num_candidates":
-        return 1
+    if name in OFF:
+        return OFF[name]
     if name in OF_EDITS and not model.generation.takes_source:
         return None
     part = model.decoding.decoder if name.startswith(DECODER) else model.generation
@@ -144,6 +150,8 @@ def help_of(name: str) -> str:
 
 FIELDS = {each.name: each for each in fields(GenerationConfig)}
 SETTINGS = tuple(name for name in FIELDS if name not in CALL)
+OFF = {"num_candidates": 1, "guidance_rescale": 0.0}
+"""Settings that models have no value of: those that change nothing."""
 OF_EDITS = ("image_guidance_scale",)
 """Settings that only edits have, by a model whose generator sees the image."""
 OF_PROMPTS = ("num_candidates",)

@@ -209,8 +209,9 @@ class UnifiedPipeline(PretrainedModel):
         """Check prompts, or instructions `with_image`, before long work.
 
         Raises:
-            UserError: a prompt is empty or too long.
+            UserError: a prompt is empty or too long, or the generator was never trained.
         """
+        _ = self.model.generation.shift  # refused here if it was never measured
         prompt_rows(self.model, list(prompts), with_image=with_image)
 
     def check_edits(self, config: GenerationConfig) -> None:

@@ -144,6 +144,11 @@ class ImageEncoder(LazyModule):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Normalization of colours in [0,1]; the defaults equal `pixels_to_unit`."""
 
+    @property
+    def feature_std(self) -> float | None:
+        """Standard deviation of the features, if it follows from the settings; else None."""
+        return None
+
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""

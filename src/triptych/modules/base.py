@@ -208,7 +208,7 @@ class BaseModule(ExactBuffers, LightningModule):
                 continue
             for name, buffer in module.named_buffers(recurse=False):
                 if name not in module._non_persistent_buffers_set:
-                    state[f"{path}.{name}"] = buffer
+                    state[f"{path}.{name}" if path else name] = buffer
         return state
 
     @property

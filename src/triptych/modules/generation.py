@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from triptych.interfaces import (
     IMAGE_GENERATION,
@@ -21,7 +22,8 @@ from triptych.interfaces import (
     bind_condition,
     drawn,
 )
-from triptych.loss import OBJECTIVES, FlowConfig, mse, path, sample_time
+from triptych.loss import OBJECTIVES, FlowConfig, dimension_shift, mse, path, sample_time
+from triptych.modules.auto_shift import measured_std, say_shift
 from triptych.modules.base import BaseModule, Metrics, target_features
 from triptych.modules.source import source_of
 from triptych.prompts import PromptConfig
@@ -101,6 +103,44 @@ class GenerationModule(BaseModule):
     def build_own(self) -> None:
         start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
         self.queries = nn.Parameter(start)
+        if self.flow.shift == "auto" and self.objective.loss == "flow":
+            known = self._neighbours[1].feature_std or 0.0  # 0: not measured so far
+            self.register_buffer("feature_std", torch.tensor(known, dtype=torch.float32))
+            self._std_is_final = False
+
+    @property
+    def shift(self) -> float:
+        """The shift of times in sampling.
+
+        Raises:
+            UserError: it is "auto", and the deviation of the features was never measured.
+        """
+        if self.flow.shift != "auto" or self.objective.loss != "flow":
+            return 1.0 if self.flow.shift == "auto" else self.flow.shift
+        std = float(self.feature_std)
+        if not std > 0:
+            raise UserError(
+                "flow.shift is auto, and these weights do not hold the measured deviation of their "
+                "features; train them with it, which measures that first, or set "
+                "--model.generation.flow.shift to the number that they were trained with."
+            )
+        return dimension_shift(self.feature_shape, std)
+
+    def _shift_in_training(self, features: Tensor) -> float | Tensor:
+        """`shift` in the loss; the first training step measures what it follows from."""
+        if self.flow.shift != "auto":
+            return self.flow.shift
+        if self._std_is_final:
+            return dimension_shift(self.feature_shape, self.feature_std.double())
+        measured = measured_std(features, over_ranks=self.training)
+        std = torch.where(self.feature_std > 0, self.feature_std, measured.float())
+        if self.training:  # a check of the validation before training keeps nothing
+            self.feature_std.copy_(std)
+            self._std_is_final = True
+            if not isinstance(std, FakeTensor):
+                known = self._neighbours[1].feature_std is not None
+                say_shift(self.feature_shape, float(std), known)
+        return dimension_shift(self.feature_shape, std.double())
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Prompt [B,T] -> condition [B,N,D]; features [B,C,h,w] -> x_t, target; loss.
@@ -116,9 +156,10 @@ class GenerationModule(BaseModule):
         else:
             flow = self.flow
             draws = drawn(batch, self.random_draws(), self.seed, features.device)
+            shift = self._shift_in_training(features)
             features = features.repeat_interleave(flow.num_noise_samples, 0)
             condition = condition.repeat_interleave(flow.num_noise_samples)
-            t = sample_time(draws["time"], draws["time-normal"], flow.timestep_sampling, flow.shift)
+            t = sample_time(draws["time"], draws["time-normal"], flow.timestep_sampling, shift)
             x_t, target = path(features, draws["noise"], t)
             condition = condition.drop(draws["drop"] < flow.cond_drop_prob)
             if source is not None:
@@ -192,6 +233,7 @@ class GenerationModule(BaseModule):
         image_guidance_scale: float | None = None,
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         negative_condition: Tensor | None = None,
         source: Source | None = None,
         on_step: OnStep | None = None,
@@ -223,8 +265,9 @@ class GenerationModule(BaseModule):
                 guidance_scale=sampling.guidance_scale,
                 sampler=sampling.name,
                 integer_timesteps=sampling.integer_timesteps,
-                shift=self.flow.shift,
+                shift=self.shift,
                 guidance_interval=guidance_interval,
+                guidance_rescale=guidance_rescale or 0.0,
                 negative_condition=negative_condition,
                 source=source,
                 image_guidance_scale=sampling.image_guidance_scale,

@@ -14,9 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-# suffixes of buffers in weight files, those of batch norms; all others are computed when a network
-# is built. tests/utils/test_precision.py checks that there are no others.
-STATISTICS = ("running_mean", "running_var")
+# suffixes of buffers in weight files, those of batch norms and of the generator; all others are
+# computed when a network is built. tests/utils/test_precision.py checks that there are no others.
+STATISTICS = ("running_mean", "running_var", "feature_std")
 
 
 class ExactBuffers(nn.Module):

@@ -82,7 +82,7 @@ def sample(
         num_inference_steps=case["steps"],
         guidance_scale=case["guidance_scale"],
         integer_timesteps=generation.sampling.integer_timesteps,
-        shift=generation.flow.shift,
+        shift=generation.shift,
         on_step=on_step,
     )
 

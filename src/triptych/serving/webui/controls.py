@@ -19,11 +19,11 @@ from triptych.inference.generation_config import (
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.number_inputs import number, slider
 from triptych.utils.errors import UserError
-from triptych.utils.limits import Interval, OneOf, Range
+from triptych.utils.limits import PORTION, Interval, OneOf, Range
 
 STAGES = {"": "Features", DECODER: "Pixels"}
 """Output of each of the two samplers, by the prefix of its settings."""
-MAX_STEPS, MAX_GUIDANCE_SCALE = 250, 100
+MAX_STEPS, MAX_SCALE = 250, 100
 MAX_SEED = 2**53 - 1
 """Largest integer up to which browsers show all integers exactly."""
 MODEL_DEFAULT = "the model's"
@@ -44,9 +44,8 @@ def sliders(
                     1, max(100, default), value=default, step=1, label=label, min_width=140
                 )
             case Range():
-                return slider(
-                    1, max(15, default), value=default, step=0.1, label=label, min_width=140
-                )
+                least, most = (0, 1) if limit == PORTION else (1, max(15, default))
+                return slider(least, most, value=default, step=0.1, label=label, min_width=140)
         return _textbox(name, label)
 
     return _controls(control, names)
@@ -64,7 +63,7 @@ def numbers() -> list[gr.components.Component]:
             case Range(whole=True):
                 return number(0, MAX_STEPS, label, whole=True, **options)
             case Range():
-                return number(0, MAX_GUIDANCE_SCALE, label, whole=False, **options)
+                return number(0, min(limit.most, MAX_SCALE), label, whole=False, **options)
         return _textbox(name, label)
 
     return _controls(control, PROMPT_SETTINGS)
