@@ -23,7 +23,6 @@ from triptych.serving.http.image_output import LARGE_SIDE, encode, scaled
 from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody, settings_of
 from triptych.serving.http.server_sent_events import event_stream, flush_each, sse_event
-from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import metadata_of
 
 MAX_CANDIDATES = 64
