@@ -1,4 +1,4 @@
-"""The page's control of guidance by the image: on the Edit tab alone, of a generator that sees it."""
+"""The control of guidance by the image: only on the Edit tab, of a generator that sees it."""
 
 import gradio
 import pytest
