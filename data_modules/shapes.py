@@ -104,7 +104,7 @@ def add_stories(datasets: dict[str, DatasetConfig], folder: Path, ratio: float) 
 
 
 class EditsDataModule(MixedDataModule):
-    """The shapes world and its edits: both are drawn once, then read like any other data sets.
+    """The shapes world, its edits and stories: drawn once, then read like any other data sets.
 
     Args:
         folder: folder of the captioned images, see `ShapesDataModule`.
@@ -112,6 +112,8 @@ class EditsDataModule(MixedDataModule):
         images: number of captioned training images.
         changes: number of training edits.
         share: fraction of the samples but the stories that are edits.
+        reconstructions: fraction of the samples but the stories that are captioned images to be
+            repeated from what the language model sees of them; the rest are captions.
         stories_ratio, stories, num_stories: settings of `ShapesDataModule`.
         world_seed: random seed of the drawings.
         batch_size, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
@@ -125,6 +127,7 @@ class EditsDataModule(MixedDataModule):
         images: int = 30000,
         changes: int = 40000,
         share: float = 0.6,
+        reconstructions: float = 0.0,
         stories_ratio: float = 0.0,
         stories: str | None = None,
         num_stories: int | None = None,
@@ -134,8 +137,11 @@ class EditsDataModule(MixedDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        if not 0 < share < 1:
-            raise UserError(f"data.share is {share}; give a share between 0 and 1.")
+        if not (0 < share < 1 and 0 <= reconstructions < 1 - share):
+            raise UserError(
+                f"data.share is {share} and data.reconstructions {reconstructions}; give shares of "
+                "0 or more, that of edits above, which leave something for captions."
+            )
         self.folder, self.edits = Path(folder), Path(edits)
         self.images, self.changes, self.world_seed = images, changes, world_seed
         self.stories = Path(stories or f"{folder}_stories")
@@ -144,10 +150,16 @@ class EditsDataModule(MixedDataModule):
 
         def datasets(split: str) -> dict[str, DatasetConfig]:
             captions, edits = (ShardFolder(root / split) for root in (self.folder, self.edits))
-            return {
-                "captions": DatasetConfig(captions, TEXT_TO_IMAGE, weight=1 - share),
+            rest = 1 - share - reconstructions
+            found = {
+                "captions": DatasetConfig(captions, TEXT_TO_IMAGE, weight=rest),
                 "edits": DatasetConfig(edits, IMAGE_TO_IMAGE, weight=share),
             }
+            if reconstructions:
+                found["reconstructions"] = DatasetConfig(
+                    captions, IMAGE_TO_IMAGE, weight=reconstructions
+                )
+            return found
 
         super().__init__(
             datasets("train"),

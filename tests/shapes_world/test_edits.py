@@ -175,12 +175,22 @@ def test_captions_and_edits_come_in_their_shares(tmp_path):
     assert data.weights("image_generation") == {"captions": 0.75, "edits": 0.25}
     tasks = {name: each.task for name, each in data.datasets.items()}
     assert tasks == {"captions": "text_to_image", "edits": "image_to_image"}
-    for share in (0, 1):
+    for shares in ({"share": 0}, {"share": 1}, {"share": 0.6, "reconstructions": 0.4}):
         with pytest.raises(UserError, match="share"):
-            EditsDataModule(share=share)
+            EditsDataModule(**shares)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a shapes data set"):
         EditsDataModule(str(tmp_path)).prepare_data()
+
+
+def test_reconstructions_and_stories_join_captions_and_edits(tmp_path):
+    data = EditsDataModule(
+        str(tmp_path), str(tmp_path / "edits"), share=0.5, reconstructions=0.25, stories_ratio=0.2
+    )
+    weights = {"captions": 0.2, "edits": 0.4, "reconstructions": 0.2, "interleaved_images": 0.2}
+    assert data.weights("image_generation") == pytest.approx(weights)
+    again = data.datasets["reconstructions"]
+    assert again.task == "image_to_image" and again.source.sources == [tmp_path / "train"]
 
 
 # --- the model ------------------------------------------------------------------------------------
