@@ -3,6 +3,7 @@
 base                building, loading, freezing and logging, shared by all
 understanding       the understanding panel: a vision-language model
 generation          the generation panel: queries and DiT; its step is the one to read first
+auto_shift          deviation of the features, of which `flow.shift: auto` makes the shift
 decoding            the decoding panel: a pixel decoder
 unified             UnifiedModule, the composer of the panels
 source              source images of a batch of edits, encoded for the generator
