@@ -149,7 +149,7 @@ def test_scores_are_those_of_one_process(forks, tmp_path):
 def test_parts_of_the_shapes_keep_images_that_the_whole_takes(forks, tmp_path):
     shapes = ["eval", "shapes", "--num-captions", 3, "--batch-size", 2, *FEW[:2], "--device", "cpu"]
     for part in ("1/2", "2/2"):
-        assert forks(tmp_path, *shapes, "--part", part, "--images-dir", "p") == (0, "")
+        assert forks(tmp_path, *shapes, "--part", part, "--images-dir", "p")[0] == 0
     before = files(tmp_path / "p")
     assert len(before) == 6
     assert forks(tmp_path, *shapes, "--images-dir", "p", "--out", "s.json")[0] == 0

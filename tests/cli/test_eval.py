@@ -265,7 +265,7 @@ def test_shapes_report_keeps_its_structure(triptych):
     assert json.loads(out)["scores"] == read["scores"]
     assert set(read["scores"]) == {
         *("shape_eval", "shape_eval_unseen", "reconstruction", "question_answering"),
-        *("edits", "chance"),
+        *("edits", "stories", "chance"),
     }
     assert set(read["scores"]["chance"]) == {
         *("shape_eval", "reconstruction", "question_answering", "edits")

@@ -57,7 +57,7 @@ class GenerationConfig:
     guidance_rescale: float | None = _field(
         PORTION,
         "guidance rescale",
-        "how far guided features get the deviation of those without guidance, from 0 to 1",
+        "share, from 0 to 1, of the way of guided features to the deviation of those without guidance",
     )
     sampler: str | None = _field(SAMPLER, "sampler", "scheduler that integrates image features")
     negative_prompt: str | None = _field(
