@@ -57,7 +57,7 @@ class GenerationConfig:
     guidance_rescale: float | None = _field(
         PORTION,
         "guidance rescale",
-        "share, from 0 to 1, of the way of guided features to the deviation of those without guidance",
+        "share, from 0 to 1, of the way back to the deviation of features without guidance",
     )
     sampler: str | None = _field(SAMPLER, "sampler", "scheduler that integrates image features")
     negative_prompt: str | None = _field(
