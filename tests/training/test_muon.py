@@ -12,8 +12,6 @@ from triptych.training.muon import MuonWithAdamW, block_matrices
 from triptych.training.optimizer import Optimization, make_optimizer
 from triptych.utils.errors import UserError
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brings Muon")
-
 MUON = Optimization(lr=1e-2, weight_decay=0.1, optimizer="muon", lr_scheduler="constant")
 
 
