@@ -41,6 +41,7 @@ from triptych.utils.listing.tar_headers import (
 )
 
 CHUNK = 1 << 20  # bytes read, or skipped, at a time
+CONVERSATION = "conversation with images of its own, which only local shards are read for"
 
 
 @dataclass
@@ -72,7 +73,7 @@ def read_samples(file: BinaryIO, limits: MemberLimits) -> Iterator[EncodedSample
     contents: dict[int, bytes | None] = {}  # offset -> content; None is too large
     seen: set[bytes] = set()
     for group in group_members(_members(file, contents, limits)):
-        members = {kind: contents[offset] for kind, (offset, _) in group.members.items()}
+        members = {k: contents[at] for k, (at, _) in group.members.items() if at in contents}
         last = max((offset for offset, _ in group.members.values()), default=0)
         for offset in [offset for offset in contents if offset <= last]:
             del contents[offset]  # the rest belongs to the next group
@@ -86,7 +87,10 @@ def read_samples(file: BinaryIO, limits: MemberLimits) -> Iterator[EncodedSample
 def _fault(group: Group, members: dict[str, bytes | None], seen: set[bytes]) -> str:
     if not group.fault and group.key in seen:
         return DUPLICATE
-    return group.fault or (TOO_LARGE if None in members.values() else group.reason)
+    if None in members.values() and not group.fault:
+        return TOO_LARGE
+    conversation = kind_for("image", members) is None and group.is_conversation
+    return group.reason or (CONVERSATION if conversation else "")
 
 
 def _members(

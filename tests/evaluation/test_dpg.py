@@ -216,7 +216,8 @@ def test_a_model_of_ours_can_judge():
         name = "tiny"
         sizes = []
 
-        def chat_batch(self, conversations, max_new_tokens):
+        def chat_batch(self, conversations, max_new_tokens, max_images):
+            assert max_images == 0
             self.sizes.append(len(conversations))
             texts = [turn["content"][1]["text"] for (turn,) in conversations]
             return [SimpleNamespace(text=text.upper()) for text in texts]

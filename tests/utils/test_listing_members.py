@@ -13,7 +13,7 @@ from tar_shards import write
 from triptych.cli.main import main
 from triptych.data_modules import BadSample, ImageFolder, ShardFolder
 from triptych.data_modules.shards.build_index import build_index
-from triptych.data_modules.streaming.tar_stream import MemberLimits, read_samples
+from triptych.data_modules.streaming.tar_stream import CONVERSATION, MemberLimits, read_samples
 from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
 from triptych.utils.listing import names, tar, tar_headers
@@ -233,6 +233,13 @@ def dotted(tmp_path):
         for kind, content in [("jpg", image(n, "JPEG")), ("txt", b"%d" % n)]
     ]
     return write(tmp_path / "0.tar", [*members, *PAIR, ("k.mask.png", image())])
+
+
+def test_a_stream_passes_over_conversations_and_says_so(tmp_path):
+    talk = [("c.0.jpg", image(1, "JPEG")), ("c.1.jpg", image(2, "JPEG")), ("c.json", b"{}")]
+    conversation, sample = stream(write(tmp_path / "0.tar", [*talk, *PAIR]))
+    assert (conversation.key, conversation.reason) == ("c", CONVERSATION)
+    assert sample.key == "k" and set(sample.members) == {"jpg", "txt"}
 
 
 def test_dots_in_names_of_a_shard_are_taught_and_mended(dotted, tmp_path, capsys):

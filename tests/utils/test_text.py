@@ -253,7 +253,7 @@ def test_non_utf8_text_is_refused(given):
 
 def test_closed_standard_input_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    for door in (lambda: read_input("-"), lambda: converse(None, [], {})):
+    for door in (lambda: read_input("-"), lambda: converse(None, [], {}, None)):
         with pytest.raises(UserError, match="standard input is closed"):
             door()
 

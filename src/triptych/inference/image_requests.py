@@ -28,6 +28,11 @@ class ImageRequest:
     rank: dict[str, Any] = field(default_factory=dict)
     """Score and ranker of the best of several candidates, for its metadata."""
 
+    def metadata(self, common: dict[str, Any]) -> dict[str, Any]:
+        """Metadata of its image; `common` is that of all images of the call."""
+        prompt = {"prompt": self.prompt} if self.prompt else {}
+        return prompt | {"seed": self.seed} | common | self.rank
+
 
 def image_requests(
     prompts: Sequence[str], num_images_per_prompt: int, seed: Seeds, generator: Generators = None

@@ -331,13 +331,7 @@ class UnifiedPipeline(PretrainedModel):
         origin = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
         values = config.resolved(self.model)
         common = {name: values[name] for name in names} | origin
-        return [
-            ({"prompt": each.prompt} if each.prompt else {})
-            | {"seed": each.seed}
-            | common
-            | each.rank
-            for each in requests
-        ]
+        return [each.metadata(common) for each in requests]
 
 
 def _requests(
