@@ -47,8 +47,8 @@ class PretrainStage:
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 PLAN = (
+    PretrainStage("stage1", 3000, "understanding"),
     PretrainStage("encoder", 1500, "encoder"),
-    PretrainStage("stage1", 3800, "understanding"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
     PretrainStage("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
-from triptych.shapes_world.shards import make_sample
+from triptych.shapes_world.shards import make_edit_sample, make_sample, make_story_sample
 from triptych.utils.documents import read_text
 from triptych.utils.paths import resolve
 
@@ -20,18 +20,22 @@ PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
 
 
 def texts(samples: int, seed: int):
-    """Yield all texts of `samples` training samples, and the templates around them."""
+    """Yield all texts of `samples` training samples, edits and stories, and of the templates."""
     yield "".join((*SYSTEM, *user_turn(GENERATION_INSTRUCTION)))
     for index in range(samples):
         facts = json.loads(make_sample("train", index, seed)["json"])
         yield facts["caption"]
         yield facts["long_caption"]
-        for question, answer in facts["conversation"] + facts["text_conversation"]:
-            yield question
-            yield answer
+        for turn in facts["conversation"] + facts["text_conversation"] + facts["questions"]:
+            yield from turn
+        yield json.loads(make_edit_sample("train", index, seed)["json"])["caption"]
+        for message in json.loads(make_story_sample("train", index, seed)["json"])["messages"]:
+            content = message["content"]
+            parts = content if isinstance(content, list) else [content]
+            yield from (part for part in parts if isinstance(part, str))
 
 
-def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 4000, seed: int = 0):
+def train_tokenizer(folder: str | Path, vocabulary: int = 768, samples: int = 4000, seed: int = 0):
     """Train and save a tokenizer of at most `vocabulary` tokens, which encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
