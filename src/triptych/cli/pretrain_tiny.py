@@ -50,8 +50,11 @@ PLAN = (
     PretrainStage("stage1", 3000, "understanding"),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
-    PretrainStage("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
-    PretrainStage("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
+    PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), MANY),
+    PretrainStage(
+        *("edits", 6000, "generation", ("encoder", "stage1", "decoder", "stage2")),
+        (*MANY, "--data.init_args.changes=80000", "--data.init_args.num_stories=40000"),
+    ),
 )
 
 
