@@ -1,7 +1,7 @@
 """Trains and scores the runs of a plan, each by `triptych fit` in a process of its own.
 
-A run that is done (`measures.json` is in its folder) is not made again; one that was stopped goes on
-from its last checkpoint.
+A run that is done (`measures.json` is in its folder) is not made again; one that was stopped goes
+on from its last checkpoint.
 """
 
 from __future__ import annotations
