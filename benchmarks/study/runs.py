@@ -1,7 +1,7 @@
 """Trains and scores the runs of a plan, each by `triptych fit` in a process of its own.
 
-A run that is done (`scores.json` is in its folder) is not made again; one that was stopped goes on
-from its last checkpoint.
+A run that is done (`measures.json` is in its folder) is not made again; one that was stopped goes
+on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from triptych.checkpoints import atomic_checkpoint
 from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
-SCORES = "scores.json"
+SCORES = "measures.json"
 SHIPPED = "shipped"  # the weights that come with the preset, scored like a run
 PYTHON = (sys.executable,)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

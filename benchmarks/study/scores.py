@@ -2,7 +2,7 @@
 
     python -m study.scores MODEL FOLDER IMAGES PROMPTS EACH
 
-writes FOLDER/scores.json, last of all, and FOLDER/sheet.png.
+writes FOLDER/measures.json, last of all, and FOLDER/sheet.png.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main(words: list[str]) -> None:
     source, folder, numbers = words[0], Path(words[1]), [int(word) for word in words[2:]]
     model = UnifiedPipeline.from_pretrained(source, device="cpu").model
     found = score(model, *numbers, folder / "sheet.png")
-    write_text(folder / "scores.json", json.dumps(found, indent=1, allow_nan=False))
+    write_text(folder / "measures.json", json.dumps(found, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def test_learned_places_tell_equal_patches_apart():
         model = built(vlm(position_std=deviation)).eval()
         with torch.no_grad():
             first, second = model.image_features(*model.image_inputs(blank)).chunk(2)
-        assert torch.equal(first, second)  # the places begin anew in each image
+        assert relative(first, second) < 1e-5  # the places begin anew in each image
         assert (relative(first, first[:1].expand_as(first)) > 1e-2) == apart
 
 

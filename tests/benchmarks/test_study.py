@@ -90,7 +90,7 @@ else:
     if (run / "broken").exists():
         sys.exit(1)
     (run / "sheet.png").touch()
-    (run / "scores.json").write_text(json.dumps({name: 0.5 for name in MEASURES}))
+    (run / "measures.json").write_text(json.dumps({name: 0.5 for name in MEASURES}))
 """
 
 

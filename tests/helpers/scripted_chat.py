@@ -38,7 +38,7 @@ class Script:
         assert all(on_tokens([pad] * len(rows)))
 
     def _rest(self, ids, forbidden):
-        """What is left of the script of a row, without what it may not write."""
+        """The rest of the script of a row, without the tokens that are forbidden."""
         starts = [n for n, each in enumerate(ids) if each == token_id(self.tokenizer, IM_START)]
         question = self.tokenizer.decode(ids[starts[-2] : starts[-1]])
         question = question.split("\n", 1)[1].removesuffix("<|im_end|>\n")

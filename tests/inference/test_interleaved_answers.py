@@ -6,6 +6,7 @@ import torch
 from edit_models import edit_model, learned
 from PIL import Image
 from scripted_chat import IMAGE, Script
+from tolerances import images_agree
 
 from triptych.inference.chat import prepare_answers
 from triptych.inference.interleaved import most_images
@@ -23,10 +24,6 @@ ANSWERS = {
 }
 
 
-def same(one, other):
-    return np.array_equal(np.asarray(one), np.asarray(other))
-
-
 @pytest.fixture
 def script(pipe, tokenizer, monkeypatch):
     written = Script(tokenizer, ANSWERS)
@@ -38,7 +35,7 @@ def test_a_captions_image_is_that_of_generation(pipe, script):
     answer = pipe.chat(CAPTION, seed=5, **FAST)
     (image,) = answer.images
     assert answer == "" and answer.content == [image]
-    assert same(image, pipe("a red circle", seed=5, **FAST).images[0])
+    assert images_agree(image, pipe("a red circle", seed=5, **FAST).images[0])
 
 
 def test_texts_and_images_come_in_order_and_the_image_is_shown(pipe, script, tokenizer):
@@ -80,7 +77,7 @@ def test_a_batch_answers_as_one_by_one(pipe, script):
         assert alone.text == together[number].text
         for one, other in zip(alone.images, together[number].images, strict=True):
             assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 3
-    assert not same(*together[1].images)  # each image has a seed of its own
+    assert not images_agree(*together[1].images)  # each image has a seed of its own
 
 
 def test_pieces_and_images_are_told_as_they_come(pipe, script):
@@ -89,7 +86,7 @@ def test_pieces_and_images_are_told_as_they_come(pipe, script):
     assert kinds == ["|and|end"]
     images = [part for part in told if not isinstance(part, str)]
     answer = pipe.chat("twice", seed=2, **FAST)
-    assert same(images[0], answer.images[0]) and same(images[1], answer.images[1])
+    assert images_agree(images[0], answer.images[0]) and images_agree(images[1], answer.images[1])
 
 
 def test_no_more_images_than_allowed(pipe, script):

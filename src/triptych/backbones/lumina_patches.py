@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from triptych.interfaces import Source
 
 SourceInput = Literal["none", "channels", "tokens"]
-"""How a source image enters the DiT, see `LuminaNextDiT`."""
+"""Ways in which a source image enters the DiT, see `LuminaNextDiT`."""
 
 
 class PatchEmbed(LuminaPatchEmbed):
