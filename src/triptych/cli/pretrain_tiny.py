@@ -32,7 +32,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class PretrainStage:
-    """A pretraining run: stage, number of steps, and runs whose weights it needs."""
+    """A pretraining run: name, number of steps, and runs whose weights it needs."""
 
     name: str
     steps: int
@@ -42,12 +42,17 @@ class PretrainStage:
     """Names of the runs whose weights it reads."""
     flags: tuple[str, ...] = ()
     """Data flags, if it does not train on the data of its stage."""
+    stage: str | None = None
+    """Its stage, if that is not its name."""
 
 
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
+# Relations teach only guessing before places are known, see `shapes_world.questions`.
+BASIC = ("--data.init_args.conversation_key=basic_questions",)
 PLAN = (
-    PretrainStage("stage1", 3000, "understanding"),
+    PretrainStage("basics", 1500, "understanding", (), BASIC, "stage1"),
+    PretrainStage("stage1", 2500, "understanding", ("basics",)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), MANY),
@@ -138,7 +143,15 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
         if other.name in planned.needs:
             flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
     flags.append("--ckpt_path=auto")
-    return ["fit", "--preset", "tiny", "--stage", planned.name, *flags, *planned.flags]
+    return [
+        "fit",
+        "--preset",
+        "tiny",
+        "--stage",
+        planned.stage or planned.name,
+        *flags,
+        *planned.flags,
+    ]
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
