@@ -54,7 +54,7 @@ class QwenVision:
     position_std: float = 0.0
     """Deviation of a learned vector for each token's place, added to the tower's outputs, which are
     then normalized; 0 for neither, as in Qwen2.5-VL. Rotary positions are relative and never reach
-    what attention passes on: a small model then says what is in an image, and where it is only while
+    what attention passes on: a small model then says what is in an image, and where only while
     there is one thing. All images have one size."""
 
 

@@ -32,7 +32,7 @@ def questions(
 
     Of the mixes, "even" has all types, "basic" all but relations, and in "practice" those are more
     frequent that are hard to learn: places, existence and relations. A model that knows no places
-    yet only guesses at relations, and as long as many questions are guesses it does not come to tell
+    yet only guesses at relations, and while many questions are guesses it does not come to tell
     the places of two shapes apart: it learns "basic" first, then "practice".
     """
     if not 0 <= number <= MAX_QUESTIONS:
