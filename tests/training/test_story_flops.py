@@ -117,10 +117,10 @@ def test_stories_of_the_shapes_world_are_as_expected(tokenizer):
     for _ in range(60):
         talk, images = [], 0
         for message in messages_of(sample_story(rng)):
-            parts = message["content"] if isinstance(message["content"], list) else [""]
+            content = message["content"]
+            parts = content if isinstance(content, list) else [content]
             images += sum(isinstance(part, dict) for part in parts)
-            content = [part for part in ([message["content"]] if parts == [""] else parts)]
-            talk.append((message["role"], [1 if isinstance(p, dict) else p for p in content]))
+            talk.append((message["role"], [1 if isinstance(p, dict) else p for p in parts]))
         ids, labels = message_ids(tokenizer, talk)
         rows.append((images, len(ids) - images, sum(label >= 0 for label in labels)))
     images, tokens, learned = np.mean(rows, 0)
