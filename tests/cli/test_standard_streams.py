@@ -141,9 +141,16 @@ def triptych(*words, folder, **streams):
     return run([sys.executable, "-m", "triptych", *words], cwd=folder, env=environment, **streams)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LOST)
-@pytest.mark.parametrize("command", ["serve", "app"])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        # two cover both servers; the others are for sweeps
+        pytest.param(command, kind, marks=pytest.mark.slow if quick else pytest.mark.sweep)
+        for command, first in (("serve", "broken"), ("app", "full"))
+        for kind in LOST
+        for quick in [kind == first]
+    ],
+)
 def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -125,8 +125,6 @@ SHALLOW = (
 SLOW_STEPS = [
     ("blip3o_8b", "stage2", 32, "replicate", 8),
     ("blip3o_4b", "stage1", 4, "shard", 8),
-    ("blip3o_4b", "joint", 16, "ddp", 8),
-    ("siglip2_sana", "decoder", 32, "ddp", 4),
 ]
 SWEPT_STEPS = [
     (preset, stage, batch_size, strategy, ranks)
@@ -145,7 +143,7 @@ SWEPT_STEPS = [
     if (preset, stage) != ("siglip2_sana", "encoder")  # it has none
     if stage != "encoder" or strategy == "ddp"  # cannot be sharded
     if (preset, stage, batch_size, strategy, ranks) not in SLOW_STEPS
-]
+] + [("siglip2_sana", "decoder", 32, "ddp", 4)]
 """Half and double of the recipes' batches."""
 
 
