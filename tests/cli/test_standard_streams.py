@@ -141,9 +141,15 @@ def triptych(*words, folder, **streams):
     return run([sys.executable, "-m", "triptych", *words], cwd=folder, env=environment, **streams)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LOST)
-@pytest.mark.parametrize("command", ["serve", "app"])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        # each kind once, over both servers; the other pairs are for sweeps
+        pytest.param(command, kind, marks=pytest.mark.slow if kind in first else pytest.mark.sweep)
+        for command, first in (("serve", {"broken"}), ("app", {"closed", "full"}))
+        for kind in LOST
+    ],
+)
 def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

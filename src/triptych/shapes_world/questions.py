@@ -31,9 +31,9 @@ def questions(
     """Draw `number` different questions about an image: (question, answer, type).
 
     Of the mixes, "even" has all types, "basic" all but relations, and in "practice" those are more
-    frequent that are hard to learn: places, existence and relations. A model that knows no places
-    yet only guesses at relations, and while many questions are guesses it does not come to tell
-    the places of two shapes apart: it learns "basic" first, then "practice".
+    frequent that are hard to learn: places and what is there, existence and relations. A model
+    that knows no places yet only guesses at relations, and while many questions are guesses it does
+    not come to tell the places of two shapes apart: it learns "basic" first, then "practice".
     """
     if not 0 <= number <= MAX_QUESTIONS:
         raise ValueError(f"Ask for 0 to {MAX_QUESTIONS} questions about an image, not {number}.")
