@@ -35,6 +35,7 @@ from triptych.shapes_world.checker import (
 )
 from triptych.shapes_world.questions import (
     MAX_QUESTIONS,
+    attribute_questions,
     caption_questions,
     grid_reading,
     parse_reading,
@@ -329,6 +330,15 @@ def test_practice_repeats_hard_questions_more_often(world):
     assert share("practice") > share("even") + 0.15
 
 
+def test_attribute_questions_have_two_kinds_to_choose_from():
+    turns = dict(attribute_questions(TWO))
+    assert turns["what colour is the circle?"] == "red" and turns["where is the square?"] == "right"
+    assert turns["what shape is blue?"] == "square" and len(turns) == 8
+    assert turns.items() <= all_questions(TWO).items()
+    one_kind = Scene((RED_CIRCLE, Shape("circle", "blue", "small", 0, 2)), "white")
+    assert attribute_questions(one_kind) == [grid_reading(one_kind)]
+
+
 def test_grid_reading():
     question, answer = grid_reading(TWO)
     cells = answer.split(", ")
@@ -421,9 +431,9 @@ def test_shards_are_read_back(tmp_path, monkeypatch):
             assert len(facts["conversation"]) == 4 and len(facts["text_conversation"]) == 5
             reading = list(grid_reading(Scene.from_dict(facts["scene"])))
             assert reading in (facts["conversation"][0], facts["conversation"][-1])
+            assert facts["reading"] == [reading]
             assert len(facts["questions"]) == 17 and reading == facts["questions"][0]
-            assert len(facts["basic_questions"]) == 13 and reading == facts["basic_questions"][0]
-            assert not any(q.startswith("is the ") for q, _ in facts["basic_questions"])
+            assert facts["attribute_questions"] == [list(t) for t in attribute_questions(scene)]
             assert split == "train" or request.task != "description"
             seen += 1
     assert seen == 80

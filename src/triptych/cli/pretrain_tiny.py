@@ -48,11 +48,15 @@ class PretrainStage:
 
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
-# Relations teach only guessing before places are known, see `shapes_world.questions`.
-BASIC = ("--data.init_args.conversation_key=basic_questions",)
+IMAGES_ONLY = ("--data.init_args.text_only_ratio=0", "--data.init_args.stories_ratio=0")
+READING = ("--data.init_args.conversation_key=reading", *IMAGES_ONLY)
+ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *IMAGES_ONLY)
+# Learning all questions at once stops at what a guess from all shapes of an image answers. So the
+# tower first learns what is in each cell, and the language model which attributes are of one shape.
 PLAN = (
-    PretrainStage("basics", 1500, "understanding", (), BASIC, "stage1"),
-    PretrainStage("stage1", 2500, "understanding", ("basics",)),
+    PretrainStage("reading", 300, "understanding", (), READING, "stage1"),
+    PretrainStage("attributes", 700, "understanding", ("reading",), ATTRIBUTES, "stage1"),
+    PretrainStage("stage1", 2500, "understanding", ("attributes",)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), MANY),

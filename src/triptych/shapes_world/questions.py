@@ -22,7 +22,7 @@ ORDINALS = ("first", "second", "third", "fourth")
 MAX_QUESTIONS = 12  # every scene has more different questions
 
 Turn = tuple[str, str, str]  # question, answer, type
-Mix = Literal["even", "basic", "practice"]
+Mix = Literal["even", "practice"]
 
 
 def questions(
@@ -30,10 +30,8 @@ def questions(
 ) -> list[Turn]:
     """Draw `number` different questions about an image: (question, answer, type).
 
-    Of the mixes, "even" has all types, "basic" all but relations, and in "practice" those are more
-    frequent that are hard to learn: places and what is there, existence and relations. A model
-    that knows no places yet only guesses at relations, and while many questions are guesses it does
-    not come to tell the places of two shapes apart: it learns "basic" first, then "practice".
+    Of the mixes, "even" has all types alike, and in "practice" those are more frequent that are hard
+    to learn: places and what is there, existence and relations.
     """
     if not 0 <= number <= MAX_QUESTIONS:
         raise ValueError(f"Ask for 0 to {MAX_QUESTIONS} questions about an image, not {number}.")
@@ -49,6 +47,22 @@ def grid_reading(scene: Scene) -> tuple[str, str]:
     """Question about all nine cells, and its answer: place and content of each."""
     contents = {shape.place: f"{shape.size} {shape.colour} {shape.kind}" for shape in scene.shapes}
     return "read the grid", ", ".join(f"{p}: {contents.get(p, 'nothing')}" for p in PLACES)
+
+
+def attribute_questions(scene: Scene) -> list[tuple[str, str]]:
+    """All questions about one attribute of one of several shapes; about other scenes, the reading.
+
+    Questions with more than one shape to look at, and none that can be answered by a guess from all
+    of them: among those of `questions` a model learns to say what is in an image, not what belongs
+    together, and stays there.
+    """
+    kinds, colours = _alone(scene, "kind"), _alone(scene, "colour")
+    if len(kinds) < 2:
+        return [grid_reading(scene)]
+    turns = [(f"what colour is the {shape.kind}?", shape.colour) for shape in kinds]
+    turns += [(f"what size is the {shape.kind}?", shape.size) for shape in kinds]
+    turns += [(f"where is the {shape.kind}?", shape.place) for shape in kinds]
+    return turns + [(f"what shape is {shape.colour}?", shape.kind) for shape in colours]
 
 
 def _alone(scene: Scene, attribute: str) -> list[Shape]:
@@ -158,15 +172,14 @@ def _relation_question(scene, rng, inverted: float):
     return f"is the {first.kind} {stated} the {second.kind}?", "yes" if holds else "no", "relation"
 
 
-_BASIC = (
+_OTHERS = (
     *(_what_colour, _what_shape, _what_size, _where, _how_many, _how_many_kind, _how_many_colour),
     *(_background, _is_there, _what_is_at),
 )
 _MIXES: dict[Mix, tuple] = {
-    "even": (*_BASIC, _is_related),
-    "basic": _BASIC,
+    "even": (*_OTHERS, _is_related),
     "practice": (
-        *_BASIC,
+        *_OTHERS,
         *5 * (_is_related_begun,),
         *3 * (_where,),
         *2 * (_is_there,),
