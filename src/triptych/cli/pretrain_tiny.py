@@ -49,20 +49,36 @@ class PretrainStage:
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 IMAGES_ONLY = ("--data.init_args.text_only_ratio=0", "--data.init_args.stories_ratio=0")
+# Two processes with half of the batch each take two thirds of the time of one with two threads.
+TWO = (
+    "--trainer.devices=2",
+    "--trainer.strategy=ddp_find_unused_parameters_true",  # the tower in a batch of texts
+)
+HALF_OF_40, HALF_OF_64 = (f"--data.init_args.batch_size={size}" for size in (20, 32))
 READING = ("--data.init_args.conversation_key=reading", *IMAGES_ONLY)
 ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *IMAGES_ONLY)
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So the
 # tower first learns what is in each cell, and the language model which attributes are of one shape.
 PLAN = (
     PretrainStage("reading", 300, "understanding", (), READING, "stage1"),
-    PretrainStage("attributes", 700, "understanding", ("reading",), ATTRIBUTES, "stage1"),
-    PretrainStage("stage1", 2500, "understanding", ("attributes",)),
+    PretrainStage(
+        "attributes", 700, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
+    ),
+    PretrainStage("stage1", 2500, "understanding", ("attributes",), (*TWO, HALF_OF_40)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
-    PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), MANY),
+    PretrainStage(
+        "stage2", 4000, "generation", ("encoder", "stage1", "decoder"), (*MANY, *TWO, HALF_OF_64)
+    ),
     PretrainStage(
         *("edits", 6000, "generation", ("encoder", "stage1", "decoder", "stage2")),
-        (*MANY, "--data.init_args.changes=80000", "--data.init_args.num_stories=40000"),
+        (
+            *MANY,
+            *TWO,
+            HALF_OF_64,
+            "--data.init_args.changes=80000",
+            "--data.init_args.num_stories=40000",
+        ),
     ),
 )
 
