@@ -60,7 +60,7 @@ ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *IMAGES_O
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So the
 # tower first learns what is in each cell, and the language model which attributes are of one shape.
 PLAN = (
-    PretrainStage("reading", 300, "understanding", (), READING, "stage1"),
+    PretrainStage("reading", 600, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"),
     PretrainStage(
         "attributes", 700, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
     ),
