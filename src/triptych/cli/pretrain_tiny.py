@@ -55,12 +55,13 @@ TWO = (
     "--trainer.strategy=ddp_find_unused_parameters_true",  # the tower in a batch of texts
 )
 HALF_OF_40, HALF_OF_64 = (f"--data.init_args.batch_size={size}" for size in (20, 32))
-READING = ("--data.init_args.conversation_key=reading", *IMAGES_ONLY)
-ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *IMAGES_ONLY)
+EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 goes on from there
+READING = ("--data.init_args.conversation_key=reading", *EARLY)
+ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *EARLY)
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So the
 # tower first learns what is in each cell, and the language model which attributes are of one shape.
 PLAN = (
-    PretrainStage("reading", 600, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"),
+    PretrainStage("reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"),
     PretrainStage(
         "attributes", 700, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
     ),

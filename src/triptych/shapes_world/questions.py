@@ -49,12 +49,11 @@ def grid_reading(scene: Scene) -> tuple[str, str]:
     return "read the grid", ", ".join(f"{p}: {contents.get(p, 'nothing')}" for p in PLACES)
 
 
-def attribute_questions(scene: Scene, rng: numpy.random.Generator) -> list[tuple[str, str]]:
-    """Questions about one attribute of one of several shapes; about other scenes, the reading.
+def attribute_questions(scene: Scene) -> list[tuple[str, str]]:
+    """All questions about one attribute of one of several shapes; about other scenes, the reading.
 
-    As many are about empty cells as about cells with a shape. None can be answered by a guess from
-    all shapes at once: among all types of questions a model learns to say what is in an image, not
-    what belongs together, and stays there.
+    None can be answered by a guess from all shapes at once. Among all types of questions a model
+    learns to say what is in an image, not what belongs together, and stays there.
     """
     kinds, colours = _alone(scene, "kind"), _alone(scene, "colour")
     if len(kinds) < 2:
@@ -62,11 +61,7 @@ def attribute_questions(scene: Scene, rng: numpy.random.Generator) -> list[tuple
     turns = [(f"what colour is the {shape.kind}?", shape.colour) for shape in kinds]
     turns += [(f"what size is the {shape.kind}?", shape.size) for shape in kinds]
     turns += [(f"where is the {shape.kind}?", shape.place) for shape in kinds]
-    turns += [(f"what shape is {shape.colour}?", shape.kind) for shape in colours]
-    contents = {s.place: noun_phrase(Wanted(s.kind, s.colour, s.size)) for s in scene.shapes}
-    empty = [place for place in PLACES if place not in contents]
-    places = [*contents, *(empty[i] for i in rng.permutation(len(empty))[: len(contents)])]
-    return turns + [(f"what is at the {p}?", contents.get(p, "nothing")) for p in places]
+    return turns + [(f"what shape is {shape.colour}?", shape.kind) for shape in colours]
 
 
 def _alone(scene: Scene, attribute: str) -> list[Shape]:

@@ -86,7 +86,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     practice = questions(scene, rng, QUESTIONS, "practice")
     practice += shows_caption(scene, short_request, rng, CAPTION_QUESTIONS)
     facts["questions"] = [*reading, *((question, answer) for question, answer, _ in practice)]
-    facts |= {"reading": reading, "attribute_questions": attribute_questions(scene, rng)}
+    facts |= {"reading": reading, "attribute_questions": attribute_questions(scene)}
     return {
         "__key__": f"{split}{index:08d}",
         "jpg": _jpeg(draw(scene)),
