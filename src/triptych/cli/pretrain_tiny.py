@@ -44,6 +44,8 @@ class PretrainStage:
     """Data flags, if it does not train on the data of its stage."""
     stage: str | None = None
     """Its stage, if that is not its name."""
+    handed_on: str | None = None
+    """Part of the names of the weights that the next runs read; None is all weights."""
 
 
 # A generator memorizes 30,000 images before it generalizes over captions.
@@ -57,13 +59,20 @@ TWO = (
 HALF_OF_40, HALF_OF_64 = (f"--data.init_args.batch_size={size}" for size in (20, 32))
 EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 goes on from there
 READING = ("--data.init_args.conversation_key=reading", *EARLY)
-ATTRIBUTES = ("--data.init_args.conversation_key=attribute_questions", *EARLY)
+ATTRIBUTES = (
+    "--data.init_args.conversation_key=attribute_questions",
+    "--data.init_args.length_bucket_batches=1",  # readings and questions in every batch
+    *EARLY,
+)
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So the
-# tower first learns what is in each cell, and the language model which attributes are of one shape.
+# tower first learns what is in each cell, and the language model which attributes are of one shape;
+# it begins anew, because one that has learned to read the grid does not come to look for a kind.
 PLAN = (
-    PretrainStage("reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"),
     PretrainStage(
-        "attributes", 700, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
+        "reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1", "visual"
+    ),
+    PretrainStage(
+        "attributes", 600, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
     ),
     PretrainStage("stage1", 2500, "understanding", ("attributes",), (*TWO, HALF_OF_40)),
     PretrainStage("encoder", 1500, "encoder"),
@@ -162,7 +171,7 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
     for other in PLAN:
         if other.name in planned.needs:
-            flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
+            flags.append(f"--model.weights.{other.label}={handed_on(other, runs)}")
     flags.append("--ckpt_path=auto")
     return [
         "fit",
@@ -173,6 +182,22 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
         *flags,
         *planned.flags,
     ]
+
+
+def handed_on(planned: PretrainStage, runs: Path) -> Path:
+    """Return the file of the weights of a finished run that the next runs read."""
+    import torch
+    from safetensors.torch import load_file
+
+    from triptych.checkpoints import read_metadata, save_weights
+
+    whole = weights_of(planned, runs)
+    if planned.handed_on is None:
+        return whole
+    part = whole.with_name(f"{planned.handed_on}.safetensors")
+    tensors = {n: each for n, each in load_file(whole).items() if f".{planned.handed_on}." in n}
+    save_weights(tensors, part, read_metadata(whole), torch.float32)
+    return part
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
