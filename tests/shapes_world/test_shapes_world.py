@@ -333,7 +333,7 @@ def test_practice_repeats_hard_questions_more_often(world):
 def test_attribute_questions_have_two_kinds_to_choose_from():
     turns = dict(attribute_questions(TWO))
     assert turns["what colour is the circle?"] == "red" and turns["where is the square?"] == "right"
-    assert turns["what shape is blue?"] == "square" and len(turns) == 8
+    assert turns["what shape is blue?"] == "square" and len(turns) == 6
     assert turns.items() <= all_questions(TWO).items()
     one_kind = Scene((RED_CIRCLE, Shape("circle", "blue", "small", 0, 2)), "white")
     assert attribute_questions(one_kind) == [grid_reading(one_kind)]
@@ -434,7 +434,7 @@ def test_shards_are_read_back(tmp_path, monkeypatch):
             assert facts["reading"] == [reading]
             assert len(facts["questions"]) == 17 and reading == facts["questions"][0]
             questions_of_shapes = facts["attribute_questions"]
-            assert questions_of_shapes == [reading] or len(questions_of_shapes) >= 6
+            assert questions_of_shapes == [reading] or len(questions_of_shapes) >= 4
             assert split == "train" or request.task != "description"
             seen += 1
     assert seen == 80

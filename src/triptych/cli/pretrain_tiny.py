@@ -61,6 +61,7 @@ EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 
 READING = ("--data.init_args.conversation_key=reading", *EARLY)
 ATTRIBUTES = (
     "--data.init_args.conversation_key=attribute_questions",
+    "--data.init_args.part=instruct",  # more images of two kinds
     "--data.init_args.length_bucket_batches=1",  # readings and questions in every batch
     *EARLY,
 )

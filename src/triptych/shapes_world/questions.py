@@ -50,7 +50,7 @@ def grid_reading(scene: Scene) -> tuple[str, str]:
 
 
 def attribute_questions(scene: Scene) -> list[tuple[str, str]]:
-    """All questions about one attribute of one of several shapes; about other scenes, the reading.
+    """Questions about one attribute of one of several shapes; about other scenes, the reading.
 
     None can be answered by a guess from all shapes at once. Among all types of questions a model
     learns to say what is in an image, not what belongs together, and stays there.
@@ -59,7 +59,6 @@ def attribute_questions(scene: Scene) -> list[tuple[str, str]]:
     if len(kinds) < 2:
         return [grid_reading(scene)]
     turns = [(f"what colour is the {shape.kind}?", shape.colour) for shape in kinds]
-    turns += [(f"what size is the {shape.kind}?", shape.size) for shape in kinds]
     turns += [(f"where is the {shape.kind}?", shape.place) for shape in kinds]
     return turns + [(f"what shape is {shape.colour}?", shape.kind) for shape in colours]
 
