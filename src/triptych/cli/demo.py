@@ -1,4 +1,4 @@
-"""`triptych demo`: page of scores, images, answers and reconstructions of a shapes model."""
+"""`triptych demo`: page of scores, images, edits, stories, answers and reconstructions of a shapes model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def demo(arguments: list[str]) -> None:
     started = time.time()
     parser = command_parser(
         "demo",
-        "Write a page of images, answers and reconstructions of a model of the shapes world.",
+        "Write a page of what a model of the shapes world makes and answers.",
         EXAMPLES,
     )
     parser.add_argument(
