@@ -203,7 +203,7 @@ def test_a_configuration_that_is_none_is_a_sentence(content, capsys, tmp_path):
         refused(capsys, "generate", "x", "--config", path)
 
 
-@pytest.mark.parametrize("logger", ["false", pytest.param("[]", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("logger", ["false", pytest.param("[]", marks=pytest.mark.sweep)])
 def test_a_run_without_a_logger_is_one(logger, tmp_path, monkeypatch, shapes_folder):
     monkeypatch.chdir(tmp_path)
     main(

@@ -228,13 +228,15 @@ def alive(marker):
     return found
 
 
-@pytest.mark.slow
+KILLED = "rank 1 was killed by SIGKILL, so the others end; the same"
+
+
 @pytest.mark.parametrize(
     ("number", "first", "status", "says"),
     [
-        (signal.SIGTERM, True, 143, "ended by SIGTERM."),
-        (signal.SIGINT, True, 130, "ended by SIGINT."),
-        (signal.SIGKILL, False, 1, "rank 1 was killed by SIGKILL, so the others end; the same"),
+        pytest.param(signal.SIGTERM, True, 143, "ended by SIGTERM.", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, True, 130, "ended by SIGINT.", marks=pytest.mark.sweep),
+        pytest.param(signal.SIGKILL, False, 1, KILLED, marks=pytest.mark.slow),
     ],
 )
 def test_signal_ends_all_ranks_and_the_same_command_resumes(number, first, status, says, tmp_path):

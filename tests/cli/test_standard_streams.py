@@ -141,9 +141,20 @@ def triptych(*words, folder, **streams):
     return run([sys.executable, "-m", "triptych", *words], cwd=folder, env=environment, **streams)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LOST)
-@pytest.mark.parametrize("command", ["serve", "app"])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        pytest.param(command, kind, marks=pytest.mark.slow if slow else pytest.mark.sweep)
+        for command, kind, slow in [
+            ("serve", "closed", False),
+            ("serve", "full", False),
+            ("serve", "broken", True),
+            ("app", "closed", True),
+            ("app", "full", True),
+            ("app", "broken", False),
+        ]
+    ],
+)
 def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
