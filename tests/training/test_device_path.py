@@ -39,6 +39,7 @@ REST = {
     ]
     for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
+REST["blip3o_8b"].append("step:blip3o_8b:stage2:whole")
 MORE = [
     "step:tiny:stage2:whole",
     "step:blip3o_8b:decoder",
