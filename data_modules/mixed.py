@@ -207,7 +207,6 @@ class MixedDataModule(BaseDataModule):
                 (self.val_datasets, val_task_datasets),
             )
             for dataset in opened.get(IMAGE_GENERATION, [])
-            if dataset.task != INTERLEAVED_IMAGES  # features are of one image a sample
         ]
         sources = [(dataset.source, folder) for dataset, folder in pairs]
         caches = open_feature_caches(sources, self.processor, self.decoder.backend)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from triptych.data_modules.dataset_config import DatasetConfig
-from triptych.data_modules.features.cache import AUTO
+from triptych.data_modules.features.cache import AUTO, NONE
 from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
@@ -76,8 +76,10 @@ class ShapesDataModule(ShardDataModule):
             length_bucket_batches=length_bucket_batches,
             features=features,
         )
-        add_stories(self.datasets, self.stories / "train", stories_ratio)
-        add_stories(self.val_datasets, self.stories / "eval", stories_ratio)
+        # a folder of features that is named is that of the images
+        own = NONE if features == NONE else AUTO
+        add_stories(self.datasets, self.stories / "train", stories_ratio, own)
+        add_stories(self.val_datasets, self.stories / "eval", stories_ratio, own)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
@@ -86,7 +88,9 @@ class ShapesDataModule(ShardDataModule):
         super().prepare_data()
 
 
-def add_stories(datasets: dict[str, DatasetConfig], folder: Path, ratio: float) -> None:
+def add_stories(
+    datasets: dict[str, DatasetConfig], folder: Path, ratio: float, features: str = AUTO
+) -> None:
     """Add the stories in a folder to each objective of `datasets`, a share `ratio` of its samples.
 
     Raises:
@@ -100,7 +104,9 @@ def add_stories(datasets: dict[str, DatasetConfig], folder: Path, ratio: float) 
             total = sum(1.0 if each.weight is None else each.weight for each in others)
             for each in others:
                 each.weight = (1 - ratio) * (1.0 if each.weight is None else each.weight) / total
-            datasets[task] = DatasetConfig(ShardFolder(folder), task, weight=ratio)
+            datasets[task] = DatasetConfig(
+                ShardFolder(folder), task, weight=ratio, features=features
+            )
 
 
 class EditsDataModule(MixedDataModule):

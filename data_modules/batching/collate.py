@@ -157,12 +157,7 @@ class Collator:
             sizes["source"].append(processor.image_size)
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         if features is None and dataset.has_all_features:  # the encoder may not be loaded
-            raise BadSample(
-                dataset.source.key(number),
-                "no features in the cache of its shard",
-                "its key comes twice, or its image could not be read when they were computed; "
-                "--data.features=none computes them in training",
-            )
+            raise without_features(dataset, number)
         shown = [squares[prompt.image_role][0]] if prompt.image_role else []
         targets = []
         if self.objective == IMAGE_GENERATION:
@@ -176,8 +171,13 @@ class Collator:
         sizes: dict[str, dict[str, int]] = {}  # of each image, by use
         for name in prompt.image_names:
             sizes.setdefault(name, {})["shown"] = processor.understanding_size
+        features = {
+            target.name: dataset.features and dataset.features.get(number, target.name)
+            for target in prompt.targets
+        }
         for target in prompt.targets:
-            sizes.setdefault(target.name, {})["made"] = processor.image_size
+            if features[target.name] is None or processor.images_too:
+                sizes.setdefault(target.name, {})["made"] = processor.image_size
             if target.source and processor.takes_source:
                 sizes.setdefault(target.source, {})["made"] = processor.image_size
         squares: dict[str, dict[str, Tensor]] = {}
@@ -186,10 +186,13 @@ class Collator:
             with bad_sample_on_error(source.key(number), "image of a message"):
                 decoded = self.decoder(data, *uses.values())
             squares[name] = dict(zip(uses, decoded, strict=True))
+        if dataset.has_all_features and None in features.values():
+            raise without_features(dataset, number)
         shown = [squares[name]["shown"] for name in prompt.image_names]
         targets = [
             Target(
-                squares[each.name]["made"],
+                squares.get(each.name, {}).get("made"),
+                features[each.name],
                 source=squares[each.source]["made"]
                 if each.source and processor.takes_source
                 else None,
@@ -261,6 +264,16 @@ class Collator:
             batch.has_source = torch.tensor([source is not None for source in sources])
         edits = any(dataset.task in SOURCE_TASKS for dataset in self.datasets)
         batch.may_have_source = self.processor.takes_source and edits
+
+
+def without_features(dataset: TaskDataset, number: int) -> BadSample:
+    """Error about a sample of a shard that has cached features, but none of it."""
+    return BadSample(
+        dataset.source.key(number),
+        "no features in the cache of its shard",
+        "its key comes twice, or its image could not be read when they were computed; "
+        "--data.features=none computes them in training",
+    )
 
 
 def add_query_groups(batch: Batch, examples: list[Example]) -> Tensor:

@@ -85,3 +85,10 @@ def parts_with_images(messages: object) -> list[dict]:
     contents = [each.get("content") for each in listed if isinstance(each, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return [each for each in parts if isinstance(each, dict) and isinstance(each.get("image"), str)]
+
+
+def made_images(messages: object) -> list[str]:
+    """Names of the images that the assistant makes, once each, whatever else is malformed."""
+    listed = messages if isinstance(messages, list) else []
+    answers = [m for m in listed if isinstance(m, dict) and m.get("role") == "assistant"]
+    return list(dict.fromkeys(part["image"] for part in parts_with_images(answers)))

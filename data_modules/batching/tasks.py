@@ -125,7 +125,7 @@ class TaskDataset:
     @property
     def has_all_features(self) -> bool:
         """Whether every shard has cached features: a sample without any is then a bad sample."""
-        return self.features is not None and self.features.complete
+        return self.features is not None and self.features.complete_for(self.task)
 
     def prompt(self, number: int, sample: int, processor: Preprocessing, seed: int = 0) -> Prompt:
         """Make the prompt of a sample; reads no images.

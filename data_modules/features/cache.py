@@ -22,7 +22,7 @@ from torch import Tensor
 from triptych.data_modules.features.feature_shard import SUFFIX, FeatureShard, read_metadata
 from triptych.data_modules.shards.identity import matches_stamp
 from triptych.data_modules.sources.base import DataSource
-from triptych.interfaces import Preprocessing
+from triptych.interfaces import INTERLEAVED_IMAGES, Preprocessing
 from triptych.utils.documents import parse_json, read_json
 from triptych.utils.errors import UserError
 
@@ -36,7 +36,17 @@ FIELDS = {
 }
 MANIFEST = "manifest.json"
 AUTO, NONE = "auto", "none"
+NAMED = "named_images"
+"""Key of a shard's entry: number of images in its conversations; older ones have none of them."""
 MAX_OPEN = 64  # feature shards; far below any limit on open files
+
+
+def row_key(key: str, name: str) -> str:
+    """Key of the features of an image in the conversation of sample `key`: its name in the shard.
+
+    No sample has it as its own: the part of a key after the last / has no dot.
+    """
+    return f"{key}.{name.lower()}"
 
 
 def config_hash(identity: dict[str, Any], dtype: str) -> str:
@@ -66,6 +76,8 @@ class FeatureCache:
         self._ends = np.cumsum(source.shard_sizes)
         self._names = shard_names(source.paths)
         self._cached = self._check(manifest["shards"])
+        entries = [manifest["shards"].get(name) or {} for name in self._names]
+        self._named = [NAMED in entry for entry in entries]
         self._open: OrderedDict[int, FeatureShard] = OrderedDict()
 
     def _check(self, shards: dict[str, dict[str, int]]) -> list[bool]:
@@ -91,12 +103,24 @@ class FeatureCache:
         """Whether every shard with samples has features."""
         return all(np.logical_or(self._cached, np.asarray(self.source.shard_sizes) == 0))
 
-    def get(self, number: int) -> Tensor | None:
-        """Features [C,h,w] of a sample, float32 or bfloat16; None if it has none."""
+    def complete_for(self, task: str) -> bool:
+        """Whether every shard with samples has features of the images that a task makes."""
+        if task != INTERLEAVED_IMAGES:
+            return self.complete
+        return all(np.logical_or(self._named, np.asarray(self.source.shard_sizes) == 0))
+
+    def get(self, number: int, name: str | None = None) -> Tensor | None:
+        """Features [C,h,w] of a sample, float32 or bfloat16; None if it has none.
+
+        Args:
+            number: number of the sample in the source.
+            name: name of an image that the assistant makes in the sample's conversation.
+        """
         shard = int(np.searchsorted(self._ends, number, "right"))
         if not self._cached[shard]:
             return None
-        return self._feature_shard(shard).get(self.source.key(number))
+        key = self.source.key(number)
+        return self._feature_shard(shard).get(key if name is None else row_key(key, name))
 
     def _feature_shard(self, shard: int) -> FeatureShard:
         if shard in self._open:

@@ -5,6 +5,7 @@ Tensors of SHARD.features.safetensors:
     scales    [N,C] float32, of int8 only: a feature is its int8 times the scale of its channel
     keys      uint8, the UTF-8 keys of the samples one after the other, zeros at the end
     key_ends  [N] int64, where each key ends
+Images that the assistant makes in a conversation have rows of their own, with keys KEY.NAME.
 Samples with an unreadable image have no row. The metadata identify the shard and the encoder, and
 hold the rounding error of the stored numbers.
 """

@@ -240,10 +240,10 @@ def test_reading_images_depends_on_the_images(qwen, samples):
         assert qwen.lm_loss(batch) != before
 
 
-# --- learned places of patches --------------------------------------------------------------------
+# --- learned places of tokens ---------------------------------------------------------------------
 
 
-def test_learned_places_tell_equal_patches_apart():
+def test_learned_places_tell_equal_tokens_apart():
     blank = torch.full((2, 3, 48, 48), 128, dtype=torch.uint8)
     for deviation, apart in ((0.0, False), (1.0, True)):
         model = built(vlm(position_std=deviation)).eval()
@@ -253,10 +253,22 @@ def test_learned_places_tell_equal_patches_apart():
         assert (relative(first, first[:1].expand_as(first)) > 1e-2) == apart
 
 
-def test_learned_places_add_one_tensor_and_change_no_other_draw():
+def test_learned_places_add_two_tensors_and_change_no_other_draw():
     plain, placed = (built(vlm(position_std=std)).state_dict() for std in (0.0, 1.0))
-    assert placed.keys() - plain.keys() == {"model.model.visual.patch_embed.position"}
+    added = {f"model.model.visual.merger.{name}" for name in ("norm.weight", "position")}
+    assert placed.keys() - plain.keys() == added
     assert all(torch.equal(plain[name], placed[name]) for name in plain)
+
+
+def test_places_are_as_large_as_what_the_tower_says():
+    model = built(vlm(position_std=1.0)).eval()
+    merger = model.model.model.visual.merger
+    torch.nn.init.normal_(merger.mlp[2].weight, std=10.0)  # as training leaves it
+    images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        tokens = model.image_features(*model.image_inputs(images)).unflatten(0, (2, -1))
+    said = (tokens - merger.position).square().mean().sqrt()
+    assert 0.9 < said < 1.1 and 0.8 < merger.position.square().mean().sqrt() < 1.2
 
 
 def test_learned_places_serve_answers_and_a_rank_without_images():
@@ -265,7 +277,7 @@ def test_learned_places_serve_answers_and_a_rank_without_images():
     before = model.generate_text(ids, mask, patches, grids, max_new_tokens=3)
     assert before.shape == (3, 3)
     blank, grid = model.patches.blank(torch.device("cpu"))
-    assert len(blank) == len(model.model.model.visual.patch_embed.position) == int(grid.prod())
+    assert len(blank) == 4 * len(model.model.model.visual.merger.position) == int(grid.prod())
 
 
 def test_learned_places_need_images_of_one_size():

@@ -234,8 +234,8 @@ KILLED = "rank 1 was killed by SIGKILL, so the others end; the same"
 @pytest.mark.parametrize(
     ("number", "first", "status", "says"),
     [
-        pytest.param(signal.SIGTERM, True, 143, "ended by SIGTERM.", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, True, 130, "ended by SIGINT.", marks=pytest.mark.sweep),
+        pytest.param(signal.SIGTERM, True, 143, "ended by SIGTERM.", marks=pytest.mark.sweep),
+        pytest.param(signal.SIGINT, True, 130, "ended by SIGINT.", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, False, 1, KILLED, marks=pytest.mark.slow),
     ],
 )

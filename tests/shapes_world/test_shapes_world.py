@@ -321,12 +321,12 @@ def test_yes_and_no_are_balanced(world):
 def test_practice_repeats_hard_questions_more_often(world):
     hard = {"place", "existence", "content", "relation"}
 
-    def share(practice):
+    def share(mix):
         rng = numpy.random.default_rng(0)
-        types = [t[2] for *_, scene in world[:200] for t in questions(scene, rng, 4, practice)]
+        types = [t[2] for *_, scene in world[:200] for t in questions(scene, rng, 4, mix)]
         return sum(kind in hard for kind in types) / len(types)
 
-    assert share(True) > share(False) + 0.15
+    assert share("practice") > share("even") + 0.15
 
 
 def test_grid_reading():
@@ -422,6 +422,8 @@ def test_shards_are_read_back(tmp_path, monkeypatch):
             reading = list(grid_reading(Scene.from_dict(facts["scene"])))
             assert reading in (facts["conversation"][0], facts["conversation"][-1])
             assert len(facts["questions"]) == 17 and reading == facts["questions"][0]
+            assert len(facts["basic_questions"]) == 13 and reading == facts["basic_questions"][0]
+            assert not any(q.startswith("is the ") for q, _ in facts["basic_questions"])
             assert split == "train" or request.task != "description"
             seen += 1
     assert seen == 80

@@ -297,6 +297,30 @@ def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it(begun):
 WAITS = ('store.get("what nobody sets")\n', "time.sleep(300)\n")
 
 
+def test_a_rank_that_ends_while_it_asks_the_store_ends_well(begun):
+    """The store may answer late, on a busy machine or when the first rank has ended."""
+    process = begun("""
+        from datetime import timedelta
+        from torch import distributed
+        from triptych.training import ranks
+        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        asked = threading.Event()
+        class Late:
+            def check(self, keys):
+                asked.set()
+                try:
+                    store.wait(["nobody sets it"], timedelta(seconds=1))
+                except RuntimeError:
+                    return False
+        ranks.several_ranks = lambda: True
+        ranks._store = Late
+        ranks.announce_failures()
+        asked.wait()
+    """)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+
+
 def matrix(*words, seconds):
     done = processes.run(
         [sys.executable, ROOT / "benchmarks" / "signals.py", *words], seconds=seconds

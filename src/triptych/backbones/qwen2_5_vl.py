@@ -28,7 +28,7 @@ from triptych.backbones.qwen2_5_vl_config import (
     transformers_config,
 )
 from triptych.backbones.qwen2_5_vl_images import ImagePatches
-from triptych.backbones.qwen2_5_vl_tower import PositionalPatchEmbed, TowerLayouts
+from triptych.backbones.qwen2_5_vl_tower import PositionalMerger, TowerLayouts
 from triptych.backbones.token_sampling import Forbid, Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel, label_indices
 from triptych.prompts import IMAGE_PAD
@@ -109,8 +109,8 @@ class QwenVL(VisionLanguageModel):
         )
         if std := self.vision.position_std:
             visual = self.model.model.visual
-            patches = self.image_tokens() * self._patches_of_a_token
-            visual.patch_embed = PositionalPatchEmbed(visual.patch_embed, patches, std)
+            tokens = self.image_tokens()
+            visual.merger = PositionalMerger(visual.merger, tokens, self.width, std)
         for part in self.left_out:  # afterwards, so that random draws are those of the whole
             owner, _, name = self.optional_parts[part].rpartition(".")
             setattr(self.get_submodule(owner), name, None)

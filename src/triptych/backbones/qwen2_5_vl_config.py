@@ -52,9 +52,10 @@ class QwenVision:
     window_size: int = 112
     fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
     position_std: float = 0.0
-    """Deviation of a learned vector for each patch's place, added to the patch; 0 for none, as in
-    Qwen2.5-VL. Rotary positions are relative and never reach what attention passes on: a small
-    model then sees what is in an image long before it can say where. All images have one size."""
+    """Deviation of a learned vector for each token's place, added to the tower's outputs, which are
+    then normalized; 0 for neither, as in Qwen2.5-VL. Rotary positions are relative and never reach
+    what attention passes on: a small model then says what is in an image, and where only while
+    there is one thing. All images have one size."""
 
 
 @dataclass

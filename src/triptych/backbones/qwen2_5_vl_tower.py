@@ -1,10 +1,10 @@
-"""Layout and positions of the patches in Qwen2.5-VL's vision tower."""
+"""Layout of the patches in Qwen2.5-VL's vision tower, and places of its tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMerger
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_position_ids,
@@ -59,23 +59,32 @@ class TowerLayouts:
         return layout
 
 
-class PositionalPatchEmbed(Qwen2_5_VisionPatchEmbed):
-    """transformers' patch embedding plus a learned vector for each place, of images of one size.
+class PositionalMerger(Qwen2_5_VLPatchMerger):
+    """transformers' merger, normalized, plus a learned vector for each place in images of one size.
+
+    The vectors are added after the tower: what they say of a token's place stays beside what the
+    tower says of its content, of the same size as that, so that attention finds a token by the one
+    and passes on the other.
 
     Args:
-        plain: the embedding whose projection it takes over.
-        patches: number of patches of an image.
-        position_std: deviation of the vectors.
+        plain: the merger whose weights it takes over.
+        tokens: number of tokens of an image.
+        width: width of the language model.
+        position_std: deviation of the vectors; the tower's outputs have one of about 1.
     """
 
-    def __init__(self, plain: Qwen2_5_VisionPatchEmbed, patches: int, position_std: float) -> None:
+    def __init__(
+        self, plain: Qwen2_5_VLPatchMerger, tokens: int, width: int, position_std: float
+    ) -> None:
         nn.Module.__init__(self)
-        for name in ("patch_size", "temporal_patch_size", "in_channels", "embed_dim"):
-            setattr(self, name, getattr(plain, name))
-        self.proj = plain.proj
-        self.position = nn.Parameter(torch.randn(patches, self.embed_dim) * position_std)
+        self.hidden_size, self.ln_q, self.mlp = plain.hidden_size, plain.ln_q, plain.mlp
+        self.norm = nn.RMSNorm(width)
+        self.position = nn.Parameter(torch.randn(tokens, width) * position_std)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Patches [images*patches,pixels] -> [images*patches,D]."""
-        patches = super().forward(hidden_states).unflatten(0, (-1, len(self.position)))
-        return (patches + self.position).flatten(0, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Patches [images*patches,D] -> tokens [images*tokens,width], both in the windows' order.
+
+        That order is the same for all images of one size.
+        """
+        tokens = self.norm(super().forward(x)).unflatten(0, (-1, len(self.position)))
+        return (tokens + self.position).flatten(0, 1)

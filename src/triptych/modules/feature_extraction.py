@@ -26,6 +26,10 @@ class Images:
     """uint8 [B,3,H,W]; B may be 0."""
     unreadable: int
     """Number of further images that were tried and could not be read."""
+    named: int = 0
+    """Number of these images that are of conversations, by name."""
+    at_once: int | None = None
+    """Number of images to encode at once; None for all."""
 
 
 class FeatureModule(LightningModule):
@@ -80,4 +84,5 @@ class FeatureModule(LightningModule):
     def predict_step(self, batch: Images, batch_idx: int) -> Tensor:
         if not len(batch.keys):
             return torch.zeros(0, *self.encoder.feature_shape)
-        return self.encoder(batch.pixels).float()
+        parts = batch.pixels.split(batch.at_once or len(batch.keys))
+        return torch.cat([self.encoder(part).float() for part in parts])

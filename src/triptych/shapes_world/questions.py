@@ -3,6 +3,8 @@
 Every question has exactly one correct answer: "the circle" occurs only where there is one circle.
 """
 
+from typing import Literal
+
 import numpy
 
 from triptych.shapes_world.captions import (
@@ -20,22 +22,24 @@ ORDINALS = ("first", "second", "third", "fourth")
 MAX_QUESTIONS = 12  # every scene has more different questions
 
 Turn = tuple[str, str, str]  # question, answer, type
+Mix = Literal["even", "basic", "practice"]
 
 
 def questions(
-    scene: Scene, rng: numpy.random.Generator, number: int, practice: bool = False
+    scene: Scene, rng: numpy.random.Generator, number: int, mix: Mix = "even"
 ) -> list[Turn]:
     """Draw `number` different questions about an image: (question, answer, type).
 
-    With `practice`, questions that are hard to learn are more frequent: places, existence and
-    relations.
+    Of the mixes, "even" has all types, "basic" all but relations, and in "practice" those are more
+    frequent that are hard to learn: places and what is there, existence and relations. A model
+    that knows no places yet only guesses at relations, and while many questions are guesses it does
+    not come to tell the places of two shapes apart: it learns "basic" first, then "practice".
     """
     if not 0 <= number <= MAX_QUESTIONS:
         raise ValueError(f"Ask for 0 to {MAX_QUESTIONS} questions about an image, not {number}.")
-    makers = _PRACTICE if practice else _MAKERS
     turns: dict[str, Turn] = {}
     while len(turns) < number:
-        turn = pick(rng, makers)(scene, rng)
+        turn = pick(rng, _MIXES[mix])(scene, rng)
         if turn:
             turns.setdefault(turn[0], turn)
     return list(turns.values())
@@ -154,16 +158,21 @@ def _relation_question(scene, rng, inverted: float):
     return f"is the {first.kind} {stated} the {second.kind}?", "yes" if holds else "no", "relation"
 
 
-_MAKERS = (
+_BASIC = (
     *(_what_colour, _what_shape, _what_size, _where, _how_many, _how_many_kind, _how_many_colour),
-    *(_background, _is_there, _what_is_at, _is_related),
+    *(_background, _is_there, _what_is_at),
 )
-_PRACTICE = (
-    *(maker for maker in _MAKERS if maker is not _is_related),
-    *5 * (_is_related_begun,),
-    *3 * (_where,),
-    *2 * (_is_there, _what_is_at),
-)
+_MIXES: dict[Mix, tuple] = {
+    "even": (*_BASIC, _is_related),
+    "basic": _BASIC,
+    "practice": (
+        *_BASIC,
+        *5 * (_is_related_begun,),
+        *3 * (_where,),
+        *2 * (_is_there,),
+        *4 * (_what_is_at,),
+    ),
+}
 
 
 def parse_reading(request: Request) -> tuple[str, str]:

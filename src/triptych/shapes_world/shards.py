@@ -41,7 +41,7 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
 
-VERSION = 8  # incremented whenever the same seed gives other samples
+VERSION = 9  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
@@ -82,9 +82,11 @@ def make_sample(split: str, index: int, seed: int) -> dict:
             *caption_questions(request, rng, CAPTION_TURNS),
         ],
     }
-    practice = questions(scene, rng, QUESTIONS, practice=True)
+    practice = questions(scene, rng, QUESTIONS, "practice")
     practice += shows_caption(scene, short_request, rng, CAPTION_QUESTIONS)
     facts["questions"] = [*reading, *((question, answer) for question, answer, _ in practice)]
+    basic = questions(scene, rng, QUESTIONS, "basic")
+    facts["basic_questions"] = [*reading, *((question, answer) for question, answer, _ in basic)]
     return {
         "__key__": f"{split}{index:08d}",
         "jpg": _jpeg(draw(scene)),

@@ -12,6 +12,7 @@ shard_sizes         sizes of shards and of checkpoints by arithmetic
 sharded_checkpoint  distributed checkpoints, one file per rank, read without pickle
 flop_counter        counts the FLOPs of a training step
 flops               FLOPs by formula
+prompt_counts       tokens and images of a prompt that plans count
 synthetic_batches   batches of random tokens and images at a model's shapes
 memory              memory of a step, counted on fake tensors: a package
 gpu_specs           memory and peaks of common GPUs, by name

@@ -130,6 +130,8 @@ def generation_step(
     queries: int,
     *,
     shared: float = 0.0,
+    groups: int = 1,
+    images: float = 1.0,
 ) -> SampleFlops:
     """Step of stages 2 and 3, with a frozen language model: forward and backward pass.
 
@@ -140,16 +142,18 @@ def generation_step(
         tokens: number of tokens of the prompt, `[IMG]` included.
         queries: number of queries.
         shared: number of these tokens that are computed once for a whole batch; not counted.
+        groups: number of places of the prompt at which the queries run.
+        images: number of images to generate, at most one for each place.
     """
     own = tokens - shared
-    query_cost = language_model(qwen, queries, tokens)
+    query_cost = language_model(qwen, groups * queries, tokens)
     dit_cost = velocity_model(dit, queries, source=dit.takes_source)
     return SampleFlops(
         language_model=prompt(qwen, own, shared).forward
         + query_cost.forward
         + query_cost.backward_frozen,
-        velocity_model=dit_cost.forward + dit_cost.backward,
-        encoder=image_encoder(encoder).forward if encoder else 0.0,
+        velocity_model=images * (dit_cost.forward + dit_cost.backward),
+        encoder=images * image_encoder(encoder).forward if encoder else 0.0,
     )
 
 

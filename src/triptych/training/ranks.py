@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import threading
@@ -107,8 +108,18 @@ def announce_failures() -> None:
     """
     if not several_ranks() or any(t.name == FAILED for t in threading.enumerate()):
         return
-    threading.Thread(target=_listen, args=(_store(),), name=FAILED, daemon=True).start()
+    ending = threading.Event()
+    listener = threading.Thread(target=_listen, args=(_store(), ending), name=FAILED, daemon=True)
+    listener.start()
+    # The interpreter ends a daemon thread in the middle of a call: C++ code that comes back from
+    # the store then aborts the process, and a finished run has failed.
+    atexit.register(_end_listening, listener, ending)
     supervisor.announce = _announce_and_stay
+
+
+def _end_listening(listener: threading.Thread, ending: threading.Event) -> None:
+    ending.set()
+    listener.join(GRACE + POLL_STORE)
 
 
 def _store() -> distributed.Store:
@@ -125,13 +136,13 @@ def _connection(store: distributed.Store) -> distributed.Store:
     return store.clone()
 
 
-def _listen(store: distributed.Store) -> None:
+def _listen(store: distributed.Store, ending: threading.Event) -> None:
     with contextlib.suppress(RuntimeError):  # the store ends with the first rank
         while not store.check([FAILED]):
-            time.sleep(POLL_STORE)
+            if ending.wait(POLL_STORE):
+                return
         _received.append(int(store.get(FAILED)))
-    if _received:
-        time.sleep(GRACE)  # this rank may be ending by itself
+    if _received and not ending.wait(GRACE):  # this rank may be ending by itself
         supervisor.leave(_received[0])
 
 

@@ -15,32 +15,52 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from triptych.backbones.qwen2_5_vl_config import SPECIAL_IDS
 from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
 from triptych.interfaces.batch import IGNORED, label_indices
+from triptych.training.prompt_counts import (
+    ANSWER_TOKENS,
+    PROMPT_TOKENS,
+    PromptCounts,
+    generation_counts,
+    understanding_counts,
+)
 from triptych.utils.rng import Draw
 
 PREFIX_TOKENS = 23
 """Tokens of a chat template before the caption, which all prompts of a batch share."""
-PROMPT_TOKENS = 136
-"""Tokens of a long caption in its template, including [IMG]."""
-ANSWER_TOKENS = 121
-"""Tokens of the caption alone, the targets where captions are answers."""
 
 
 def stage_batches(
-    model: Any, size: int, *, step: int = 0, edits: bool = False, **images: Any
+    model: Any,
+    size: int,
+    *,
+    step: int = 0,
+    edits: bool = False,
+    stories: float = 0.0,
+    **images: Any,
 ) -> dict[str, Batch]:
-    """Return a batch for each objective of the losses of a `UnifiedModule`.
+    """Return a batch of `size` prompts for each objective of the losses of a `UnifiedModule`.
 
     Args:
         edits: whether prompts of images to generate show an image each.
+        stories: share of the prompts that are stories, see `prompt_counts`.
         images: `features` and `pixels` as of `caption_batch`.
     """
     objectives = {getattr(model, name).batch_objective for name in model.loss_weights}
     batches = {}
     if IMAGE_GENERATION in objectives:
-        make = edit_batch if edits else caption_batch
-        batches[IMAGE_GENERATION] = make(model, size, step=step, **images)
+        if stories:
+            counts = generation_counts(model, edits, stories)
+            made = drawing_batch(model, size, counts, step=step, **images)
+        else:
+            make = edit_batch if edits else caption_batch
+            made = make(model, size, step=step, **images)
+        batches[IMAGE_GENERATION] = made
     if LANGUAGE_MODELING in objectives:
-        batches[LANGUAGE_MODELING] = text_batch(model, size, step=step)
+        if stories:
+            batches[LANGUAGE_MODELING] = answer_batch(
+                model, size, understanding_counts(model, stories), step=step
+            )
+        else:
+            batches[LANGUAGE_MODELING] = text_batch(model, size, step=step)
     return batches
 
 
@@ -84,7 +104,9 @@ def edit_batch(
     The generator sees the same images, if it takes sources.
     """
     draw = torch.Generator().manual_seed(step)
-    ids, shown = _with_images(model, size, tokens, draw)
+    ids, shown = _with_images(
+        model, [1] * size, tokens + model.understanding.vlm.image_tokens(), draw
+    )
     images = _target_images(model, size, draw, features, pixels)
     if model.generation.takes_source:
         shown["has_source"] = torch.ones(size, dtype=torch.bool)
@@ -102,19 +124,72 @@ def text_batch(
     answer: int = ANSWER_TOKENS,
 ) -> Batch:
     """Return conversations of `tokens` and an image each, the last `answer` of them to learn."""
+    image = model.understanding.vlm.image_tokens()
+    counts = PromptCounts(tokens + image, 0, shown=1.0, made=0.0, learned=answer)
+    return answer_batch(model, size, counts, step=step)
+
+
+def answer_batch(model: Any, size: int, counts: PromptCounts, *, step: int = 0) -> Batch:
+    """Return `size` prompts with the last tokens to learn, as `counts` has them in the mean."""
     draw = torch.Generator().manual_seed(step)
-    ids, shown = _with_images(model, size, tokens, draw)
+    ids, shown = _with_images(model, _dealt(counts.shown, size), counts.tokens, draw)
     with unset_fake_temporarily():
         labels = ids.clone()
-        labels[:, :-answer] = IGNORED
-        learned = label_indices(labels)
-    return _batch(LANGUAGE_MODELING, step, ids, labels=labels, label_indices=learned, **shown)
+        for row, learned in zip(labels, _dealt(counts.learned, size), strict=True):
+            row[:-learned] = IGNORED
+        places = label_indices(labels)
+    return _batch(LANGUAGE_MODELING, step, ids, labels=labels, label_indices=places, **shown)
 
 
-def _batch(objective: str, step: int, ids: Tensor, **fields: Any) -> Batch:
+def drawing_batch(
+    model: Any,
+    size: int,
+    counts: PromptCounts,
+    *,
+    step: int = 0,
+    features: Tensor | None = None,
+    pixels: bool = True,
+) -> Batch:
+    """Return `size` prompts with several images to generate each, as `counts` has them in the mean.
+
+    Args:
+        features: [C,h,w] of each image, as cached.
+        pixels: whether the images come along.
+    """
+    draw = torch.Generator().manual_seed(step)
+    ids, shown = _with_images(model, _dealt(counts.shown, size), counts.tokens, draw)
     with unset_fake_temporarily():
-        numbers = torch.arange(len(ids)) + step * len(ids)
-        keys = [str(number) for number in numbers.tolist()]
+        made = _dealt(counts.made, size)
+        rows = [n * counts.groups + k for n, some in enumerate(made) for k in range(some)]
+        shown["query_places"] = torch.full((size, counts.groups), counts.tokens - 1)
+        shown["query_rows"] = torch.tensor(rows)
+    number = len(rows)
+    if features is not None:
+        features = features.expand(number, *features.shape[-3:])
+    images = _target_images(model, number, draw, features, pixels)
+    if model.generation.takes_source:
+        sources = round(counts.sources * size)
+        with unset_fake_temporarily():
+            shown["has_source"] = torch.arange(number) < sources
+        side = model.image_size
+        shown["source_pixels"] = _colours((sources, 3, side, side), draw)
+        shown["may_have_source"] = True
+    return _batch(IMAGE_GENERATION, step, ids, number=number, **shown, **images)
+
+
+def _dealt(mean: float, prompts: int) -> list[int]:
+    """Return whole numbers, one for each prompt, with a mean."""
+    ends = [round(mean * number) for number in range(prompts + 1)]
+    return [end - start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _batch(
+    objective: str, step: int, ids: Tensor, *, number: int | None = None, **fields: Any
+) -> Batch:
+    number = len(ids) if number is None else number
+    with unset_fake_temporarily():
+        numbers = torch.arange(number) + step * number
+        keys = [str(each) for each in numbers.tolist()]
         return Batch(objective, keys, step, numbers, ids, torch.ones_like(ids), **fields)
 
 
@@ -150,19 +225,25 @@ def _words(model: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
 
 
 def _with_images(
-    model: Any, size: int, tokens: int, draw: torch.Generator
+    model: Any, numbers: list[int], tokens: int, draw: torch.Generator
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Prompts that each begin with an image, and what `Batch` holds of the images."""
+    """Prompts of `tokens` that begin with images, and what `Batch` holds of these.
+
+    Args:
+        numbers: number of images of each prompt.
+    """
     vlm = model.understanding.vlm
     side, vocabulary = vlm.image_size, vlm.vocabulary
     with unset_fake_temporarily():
         one, grid = vlm.image_inputs(_colours((1, 3, side, side), draw))
         image = [vocabulary.image_pad] * vlm.image_tokens()
         image = torch.tensor([vocabulary.vision_start, *image, vocabulary.vision_end])
-        ids = torch.cat([image.expand(size, -1), _words(model, (size, tokens - 2), draw)], 1)
-        grids = grid.repeat(size, 1)
+        ids = _words(model, (len(numbers), tokens), draw)
+        for row, number in zip(ids, numbers, strict=True):
+            row[: number * len(image)] = image.repeat(number)
+        grids = grid.repeat(sum(numbers), 1)
         positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
-    patches = torch.randn(size * len(one), one.shape[1], generator=draw)
+    patches = torch.randn(sum(numbers) * len(one), one.shape[1], generator=draw)
     return ids, {
         "understanding_pixels": patches,
         "image_grid_thw": grids,

@@ -8,4 +8,5 @@ index               data index
 inspect             data inspect
 features            data features: its flags
 feature_extraction  data features: extraction by Trainer.predict
+shard_images        data features: the images of shards as batches
 """

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from triptych import __version__
 from triptych.checkpoints import require_files
 from triptych.checkpoints.run_folder import is_first_process
+from triptych.cli.data.shard_images import ImageReader, ShardImages, images_of_first
 from triptych.cli.predict import RESUME, Devices
-from triptych.data_modules import BadSample, ShardFolder
+from triptych.data_modules import ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import (
     MANIFEST,
+    NAMED,
     VERSION,
     config_hash,
     default_folder,
@@ -49,9 +49,8 @@ from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing
 from triptych.utils.disk_usage import announce, refuse_other_files, require_place
 from triptych.utils.documents import parse_json
-from triptych.utils.errors import ImageError, UserError
-from triptych.utils.images import stack_images
-from triptych.utils.signals import ignore_in_worker, supervisor
+from triptych.utils.errors import UserError
+from triptych.utils.signals import supervisor
 
 # Names of the files in a folder of features; hidden files are ignored.
 OWN_FILES = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(SUFFIX)})(\.partial)?|\..*")
@@ -133,7 +132,8 @@ class FeatureFolder:
             refuse_other_files(self.folder, OWN_FILES, "--out")
             if shards := self.missing(source):
                 samples = int(sum(source.shard_sizes[shard] for shard in shards))
-                size = samples * self.bytes_of(module)
+                rows = sum(source.shard_sizes[n] * images_of_first(source, n) for n in shards)
+                size = int(rows) * self.bytes_of(module)
                 announce(f"features of {samples:,} samples", self.folder, size)
         # one process per device runs this; the first one locks the folder for all
         with alone_in(self.folder) if is_first_process() else nullcontext():
@@ -175,12 +175,16 @@ class FeatureFolder:
         return self.write_manifest(devices.precision)
 
     def missing(self, source: ShardFolder) -> list[int]:
-        """Numbers of the shards whose features are missing or outdated."""
+        """Numbers of the shards whose features are missing or outdated, or lack named images."""
         paths = self.feature_shards(source)
         return [
             shard
             for shard, samples in enumerate(source.shard_sizes)
-            if samples and not is_finished(source.paths[shard], paths[shard], self.config_hash)
+            if samples
+            and (
+                not is_finished(source.paths[shard], paths[shard], self.config_hash)
+                or (NAMED not in read_metadata(paths[shard]) and images_of_first(source, shard) > 1)
+            )
         ]
 
     def feature_shards(self, source: ShardFolder) -> list[Path]:
@@ -198,7 +202,8 @@ class FeatureFolder:
             metadata = read_metadata(path)
             if metadata is None or metadata.get("digest") != self.config_hash:
                 continue
-            counts = {name: int(metadata[name]) for name in ("samples", "unreadable")}
+            names = [n for n in ("samples", "unreadable", NAMED) if n in metadata]
+            counts = {name: int(metadata[name]) for name in names}
             shards[path.name.removesuffix(SUFFIX)] = {
                 **parse_json(metadata["shard"], path),
                 **counts,
@@ -209,6 +214,7 @@ class FeatureFolder:
         samples, unreadable = (
             sum(each[name] for each in shards.values()) for name in ("samples", "unreadable")
         )
+        named = sum(each.get(NAMED, 0) for each in shards.values())
         manifest = {
             "version": VERSION,
             "identity": self.identity,
@@ -221,9 +227,10 @@ class FeatureFolder:
         }
         with replacing(self.folder / MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1).encode())
+        images = f" and {named} images of conversations" if named else ""
         return (
-            f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
-            f"relative RMS error {error:.1e}; {unreadable} images could not be read"
+            f"{self.folder}: features of {samples} samples{images} in {len(shards)} shards, "
+            f"{self.dtype}, relative RMS error {error:.1e}; {unreadable} images could not be read"
         )
 
 
@@ -241,7 +248,7 @@ class WriteFeatureShards(BasePredictionWriter):
         self.folder, self.paths, self.shape = folder, folder.feature_shards(source), shape
         # taken before the shards are read, so that a change during the run is detected
         self.stamps = {shard: file_stamp(source.paths[shard]) for shard in shards}
-        self._shard, self._writer, self._unreadable = -1, None, 0
+        self._shard, self._writer, self._unreadable, self._named = -1, None, 0, 0
 
     def write_on_batch_end(
         self, trainer, module, prediction: Tensor, indices, batch: Images, *numbers: int
@@ -253,9 +260,10 @@ class WriteFeatureShards(BasePredictionWriter):
                 batch.shard,
                 FeatureShardWriter(path, self.folder.dtype, self.shape),
             )
-            self._unreadable = 0
+            self._unreadable = self._named = 0
         self._writer.add(batch.keys, prediction)
         self._unreadable += batch.unreadable
+        self._named += batch.named
 
     def on_predict_end(self, trainer: Trainer, module: FeatureModule) -> None:
         self._finish()
@@ -270,71 +278,12 @@ class WriteFeatureShards(BasePredictionWriter):
                 {
                     "digest": self.folder.config_hash,
                     "shard": json.dumps(self.stamps[self._shard]),
-                    "samples": str(len(self._writer.keys)),
+                    "samples": str(len(self._writer.keys) - self._named),
                     "unreadable": str(self._unreadable),
+                    NAMED: str(self._named),
                 }
             )
             self._writer = None
-
-
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads images of a shard as uint8 squares [3,size,size]; skips unreadable ones."""
-
-    source: ShardFolder
-    decode: Decoder
-    size: int
-
-    def __call__(self, shard: int, numbers: range) -> Images:
-        keys, images = [], []
-        for number in numbers:
-            try:
-                images += self.decode(self.source.image_bytes(number), self.size)
-            except (BadSample, ImageError):
-                continue
-            keys.append(self.source.key(number))
-        empty = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
-        pixels = stack_images(images) if images else empty
-        return Images(shard, keys, pixels, len(numbers) - len(keys))
-
-
-class ShardImages(LightningDataModule):
-    """Images of shards, in order; each process takes different shards, or none."""
-
-    def __init__(self, read: ImageReader, shards: list[int], batch_size: int, workers: int) -> None:
-        super().__init__()
-        # a launcher may have started more processes than there are shards left
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
-
-    def predict_dataloader(self) -> DataLoader:
-        shards = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = ShardImageBatches(self.read, shards, self.batch_size)
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self.workers,
-            worker_init_fn=ignore_in_worker,
-        )
-
-
-class ShardImageBatches(Dataset):
-    """Item k is a batch of the images of one shard."""
-
-    def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:
-        self.read = read
-        ends = [0, *read.source.shard_sizes.cumsum().tolist()]
-        self.batches = [
-            (shard, range(first, min(first + batch_size, ends[shard + 1])))
-            for shard in shards
-            for first in range(ends[shard], ends[shard + 1], batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Images:
-        return self.read(*self.batches[index])
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,12 @@ from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
-from triptych.training.synthetic_batches import ANSWER_TOKENS, PROMPT_TOKENS
+from triptych.training.prompt_counts import (
+    PROMPT_TOKENS,
+    PromptCounts,
+    generation_counts,
+    understanding_counts,
+)
 from triptych.utils.documents import read_yaml
 from triptych.utils.paths import conf_files, presets
 
@@ -73,49 +78,59 @@ def budget(preset: str, stage: str, gpus: int) -> Budget:
     return Budget(gpus, size, steps, cached, live if live != cached else None)
 
 
-def stage_flops(model: UnifiedModule, edits: bool = False) -> tuple[float, float]:
+def stage_flops(
+    model: UnifiedModule, edits: bool = False, stories: float = 0.0
+) -> tuple[float, float]:
     """Return the FLOPs per sample of a stage's step, with cached features and with live ones.
 
     In joint training, per one sample of each loss. May build the model on the meta device.
 
     Args:
         edits: whether prompts of images to generate show an image each.
+        stories: share of the samples that are stories, see `prompt_counts`.
     """
-    costs = [_loss_flops(model, name, edits) for name in model.loss_weights]
+    costs = [_loss_flops(model, name, edits, stories) for name in model.loss_weights]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
     return cached, live
 
 
-def _loss_flops(model: UnifiedModule, loss: str, edits: bool) -> tuple[float, float]:
+def _loss_flops(
+    model: UnifiedModule, loss: str, edits: bool, stories: float
+) -> tuple[float, float]:
     """Return the FLOPs per sample of one loss, with cached features and with live ones."""
     if loss == "understanding":
-        qwen = model.understanding.vlm
-        return (
-            flops.understanding_step(qwen, qwen.image_tokens() + PROMPT_TOKENS, ANSWER_TOKENS),
-        ) * 2
+        return (understanding_flops(model, understanding_counts(model, stories)),) * 2
     if loss == "generation":
-        return _generation_flops(model, edits)
+        return generation_flops(model, generation_counts(model, edits, stories))
     live = counted_flops(model, loss)
     if loss == "encoding":
         return live, live
     return live - flops.image_encoder(model.encoder).forward, live
 
 
-def _generation_flops(model: UnifiedModule, edits: bool) -> tuple[float, float]:
+def understanding_flops(model: UnifiedModule, counts: PromptCounts) -> float:
+    """Return the FLOPs per prompt of the loss on text."""
+    qwen = model.understanding.vlm
+    return flops.understanding_step(qwen, counts.tokens, counts.learned, counts.shown)
+
+
+def generation_flops(model: UnifiedModule, counts: PromptCounts) -> tuple[float, float]:
+    """Return the FLOPs per prompt of the loss on images, with cached features and live ones."""
     qwen, dit = model.understanding.vlm, model.generation.dit
-    queries = model.generation.num_queries
+    queries, tower = model.generation.num_queries, flops.vision_tower(qwen)
     encoder = flops.image_encoder(model.encoder).forward
-    tokens = PROMPT_TOKENS + (qwen.image_tokens() if edits else 0)
     if any(path.startswith("understanding") for path in model.trainable):
-        vlm = flops.language_model(qwen, tokens + queries)
+        vlm = flops.language_model(qwen, counts.tokens + counts.groups * queries)
         velocity = flops.velocity_model(dit, queries, source=dit.takes_source)
-        cached = vlm.forward + vlm.backward + velocity.forward + velocity.backward
+        cached = vlm.forward + vlm.backward + counts.shown * (tower.forward + tower.backward)
+        cached += counts.made * (velocity.forward + velocity.backward)
     else:
-        cached = flops.generation_step(qwen, dit, None, tokens, queries).total
-    if edits:
-        cached += flops.vision_tower(qwen).forward
-        cached += encoder if dit.takes_source else 0.0
-    return cached, cached + encoder
+        step = flops.generation_step(
+            qwen, dit, None, counts.tokens, queries, groups=counts.groups, images=counts.made
+        )
+        cached = step.total + counts.shown * tower.forward
+    cached += counts.sources * encoder
+    return cached, cached + counts.made * encoder
 
 
 def counted_flops(model: UnifiedModule, loss: str) -> float:

@@ -17,7 +17,7 @@ from triptych.callbacks.ema import EMA
 from triptych.cli.plan.report import make_plan, summary
 from triptych.cli.plan.request import PlanRequest
 from triptych.interfaces import BatchContents
-from triptych.interfaces.batch import IMAGE_TO_IMAGE
+from triptych.interfaces.batch import IMAGE_TO_IMAGE, INTERLEAVED, INTERLEAVED_IMAGES
 from triptych.modules import UnifiedModule
 from triptych.modules.unused_parts import needed_by_callbacks
 from triptych.training.device_peaks import dense_peak, device_name
@@ -79,7 +79,22 @@ def fit_request(model: UnifiedModule, trainer: Trainer, data: Any, gpu: GPU) -> 
         getattr(data, "batch_contents", BatchContents)(),
         any(each.task == IMAGE_TO_IMAGE for each in getattr(data, "datasets", {}).values()),
         frozenset(needed_by_callbacks(trainer)),
+        stories_share(data),
     )
+
+
+def stories_share(data: Any) -> float:
+    """Return the share of conversations with images in the samples of an objective, at most."""
+    shares = [0.0]
+    for objective in getattr(data, "task_datasets", {}) if hasattr(data, "weights") else ():
+        weights = data.weights(objective)
+        total = sum(weights.values())
+        shares += [
+            weight / total
+            for name, weight in weights.items()
+            if data.datasets[name].task in (INTERLEAVED, INTERLEAVED_IMAGES)
+        ]
+    return max(shares)
 
 
 def gpu_of_rank(trainer: Trainer) -> GPU | None:

@@ -6,7 +6,7 @@ import json
 
 from triptych.cli.arguments import command_parser
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, COUNT
+from triptych.utils.limits import BATCH, COUNT, PORTION
 
 EXAMPLES = """\
   triptych plan --preset blip3o_8b --stage stage2 --hardware fsdp2 --devices 8 --gpu h100
@@ -43,6 +43,13 @@ def plan(arguments: list[str]) -> None:
         "--batch-size", type=BATCH, help="samples of one GPU in a step; default that of the recipe"
     )
     parser.add_argument(
+        "--stories-ratio",
+        type=PORTION,
+        metavar="R",
+        help="share of the samples that are conversations with images; default that of the stage's "
+        "own data, which conf/data names",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="whether to print JSON; default a table"
     )
     parsed, flags = parser.parse_known_args(arguments)
@@ -62,6 +69,7 @@ def plan(arguments: list[str]) -> None:
             devices=parsed.devices,
             gpu=gpu,
             batch_size=parsed.batch_size,
+            stories=parsed.stories_ratio,
             overrides=["--model.build_decoder=false", *flags],
         )
     )

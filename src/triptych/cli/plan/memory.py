@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -29,6 +30,9 @@ MAX_BATCH = 4096
 FEW = 3
 """Samples in the trace of a step that shows images, which then takes a fraction of the time: the
 vision tower computes window by window. What follows for other batch sizes is within 1%."""
+
+SOME = 8
+"""Samples in the trace of a step with stories, whose images are dealt among them."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,13 @@ class MemoryPlan:
             request = self.request
             shows = request.edits or "understanding" in request.model.loss_weights
             size = min(FEW, request.batch_size) if shows else request.batch_size
-            self._traces[recompute] = self._model.trace(
-                # not the first step, in which some parts set themselves up
-                lambda: stage_batches(request.model, size, step=1, edits=request.edits),
-                recompute,
+            if request.stories:
+                size = SOME
+            batches = partial(
+                stage_batches, request.model, size, edits=request.edits, stories=request.stories
             )
+            # not the first step, in which some parts set themselves up
+            self._traces[recompute] = self._model.trace(partial(batches, step=1), recompute)
         return self._traces[recompute]
 
 

@@ -9,6 +9,7 @@ from triptych.cli.plan.cost import MFU, PROMPT_TOKENS, SECONDS_PER_DAY, stage_fl
 from triptych.cli.plan.memory import MemoryPlan, WayMemory
 from triptych.cli.plan.request import PlanRequest
 from triptych.training.memory.placement import USABLE
+from triptych.training.prompt_counts import STORY_IMAGES, STORY_TOKENS
 
 NODE = 8
 """GPUs of a node that NVLink connects."""
@@ -72,7 +73,7 @@ def make_plan(request: PlanRequest, table: bool = True) -> Plan:
     Args:
         table: whether to count other ways than that of the request, even if it fits.
     """
-    flops = stage_flops(request.model, request.edits)
+    flops = stage_flops(request.model, request.edits, request.stories)
     plan = MemoryPlan(request)
     asked = plan.requested()
     memory = plan.measured(asked)
@@ -143,6 +144,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpu_memory_bytes": request.gpu.memory,
         "usable_bytes": int(request.gpu.memory * USABLE),
         "batch_size": request.batch_size,
+        "stories_ratio": request.stories,
         "precision": request.precision,
         "features": "cached" if plan.memory.way.cached else "live",
         "frozen_params": plan.placement,
@@ -239,8 +241,14 @@ def as_text(plan: Plan) -> str:
         ).rstrip()
         for row in rows
     ]
+    stories = ""
+    if plan.request.stories:
+        stories = (
+            f"{plan.request.stories:.0%} of the samples are stories of {STORY_IMAGES} images and "
+            f"{STORY_TOKENS} tokens beside them; a batch pads its prompts to the longest. "
+        )
     notes = (
-        f"Prompts of {PROMPT_TOKENS} tokens. Memory is that of tensors; "
+        f"Prompts of {PROMPT_TOKENS} tokens. {stories}Memory is that of tensors; "
         f"{1 - USABLE:.0%} of the card is left to CUDA, NCCL and fragmentation."
     )
     return "\n".join([*summary(plan), "", *lines, "", notes])

@@ -41,6 +41,7 @@ class PlanRequest:
         contents: contents of the run's batches; the table has both kinds of features.
         edits: whether prompts of images to generate show images.
         needed: parts that callbacks compute with, see `unused_parts`.
+        stories: share of the samples that are stories.
     """
 
     model: UnifiedModule
@@ -56,6 +57,13 @@ class PlanRequest:
     contents: BatchContents
     edits: bool
     needed: frozenset[str] = frozenset()
+    stories: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stories and self.model.loss_weights.keys() <= {"decoding", "encoding"}:
+            raise ConfigurationError(
+                f"the stage {self.stage!r} reads no conversations; leave out --stories-ratio."
+            )
 
     @property
     def command(self) -> str:
@@ -71,9 +79,15 @@ def read_request(
     devices: int,
     gpu: GPU,
     batch_size: int | None = None,
+    stories: float | None = None,
     overrides: Sequence[str] = (),
 ) -> PlanRequest:
     """Read the files that `triptych fit` would read; features are cached where they can be.
+
+    Args:
+        batch_size: samples of one GPU in a step; None is that of the recipe.
+        stories: share of the samples that are stories; None is that of the stage's own data.
+        overrides: flags of the model.
 
     Raises:
         ConfigurationError: the preset, stage or hardware is unknown, or there is no recipe.
@@ -98,6 +112,10 @@ def read_request(
     tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
     edits = IMAGE_TO_IMAGE in tasks
     data = read_yaml(recipe).get("data") or {}
+    if stories is None:
+        own = conf_files(f"data/{preset}/{stage}.yaml").get(stage)
+        settings = (read_yaml(own).get("data") or {}) if own else {}
+        stories = (settings.get("init_args") or {}).get("stories_ratio", 0.0)
     callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]
     return PlanRequest(
         model,
@@ -110,8 +128,13 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
-        BatchContents(True, "understanding" in model.loss_weights or edits, has_sources=edits),
+        BatchContents(
+            True,
+            "understanding" in model.loss_weights or edits or bool(stories),
+            has_sources=edits or bool(stories),
+        ),
         edits,
+        stories=stories,
     )
 
 

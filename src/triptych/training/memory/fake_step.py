@@ -131,7 +131,8 @@ class FakeModel:
             batches = batches_in(make_batch())
             stack.enter_context(counter)
             stack.enter_context(CUDAAutocast())
-            trace.batch_size = max(map(len, batches))  # in joint training, of each objective
+            # prompts; in joint training, of each objective
+            trace.batch_size = max(len(each.input_ids) for each in batches)
             for tensor in _on_the_device(batches):
                 counter.add(tensor)
             with autocast:
