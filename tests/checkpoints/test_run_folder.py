@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
+from commands import torchrun
 from processes import exit_status, forked, started
 from small_stage2 import SMALL_MODEL
 
@@ -135,15 +135,19 @@ def test_run_from_a_saved_configuration_gets_its_own_folder(triptych, three, tmp
 REFUSED = [
     (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
     (["--ckpt_path={last}", "--seed_everything=5", "--trainer.max_steps=9"], "with the seed 0"),
+    (["--model.weights.understanding=nope"], "nope does not exist"),
     (["--ckpt_path={last}", "--model.stage=stage3", "--trainer.max_steps=9"], "is of stage"),
     (["--data.shards=nowhere"], "nowhere does not exist"),
-    (["--model.weights.understanding=nope"], "nope does not exist"),
 ]
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [*REFUSED[:2], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSED[2:])],
+    [
+        *REFUSED[:2],
+        pytest.param(*REFUSED[2], marks=pytest.mark.slow),
+        *(pytest.param(*each, marks=pytest.mark.sweep) for each in REFUSED[3:]),
+    ],
 )
 def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp_path):
     folder, _ = three
@@ -212,15 +216,10 @@ def test_a_validation_has_a_folder_of_its_own(triptych, words, three, shapes_fol
 @pytest.mark.slow
 def test_two_ranks_share_one_folder(triptych, words, tmp_path):
     """Started as torchrun does: each parses the command line."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    environments = [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     two = ["fit", *words, "--trainer.devices=2", "--trainer.strategy=ddp", "--ckpt_path=auto"]
     for steps, made in ((2, ["version_0"]), (2, ["version_0"]), (3, ["version_0", "version_1"])):
         command = [*two, f"--trainer.max_steps={steps}"]
-        ended = triptych.together(tmp_path, command, command, environments=environments)
+        ended = triptych.together(tmp_path, command, command, environments=torchrun())
         assert [status for status, _ in ended] == [0, 0], ended[0][1][-2000:] + ended[1][1][-2000:]
         assert versions(tmp_path) == made
 
