@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,9 @@ from triptych.backbones.prompt_cache import causal_mask, prompt_cache
 from triptych.backbones.query_groups import QueryGroups
 from triptych.interfaces import Condition
 
-if TYPE_CHECKING:
-    from triptych.backbones.qwen2_5_vl import QwenVL
-
 
 def condition(
-    vlm: QwenVL,
+    vlm: Any,  # a `QwenVL`, whose module imports this one
     input_ids: Tensor,
     attention_mask: Tensor,
     queries: Tensor,
