@@ -12,13 +12,13 @@ from triptych.evaluation.html_page import render_page
 
 @dataclass
 class DemoRow:
-    """A score: a share of `number` items, its 95% interval, and the score of chance if known."""
+    """A score: a share of `number` items, its 95% interval, and the score of chance."""
 
     name: str
     score: float
     interval: tuple[float, float]
     number: int
-    chance: float | None
+    chance: float
     total: bool = False
 
 
@@ -52,26 +52,6 @@ class Rebuilt:
     right: bool
 
 
-@dataclass
-class Edited:
-    """An image uint8 [48,48,3], and the image that an instruction made of it."""
-
-    source: numpy.ndarray
-    instruction: str
-    image: numpy.ndarray
-    right: bool
-
-
-@dataclass
-class StoryTurn:
-    """What is said in one turn of a story; images uint8 [48,48,3]."""
-
-    asked: str
-    text: str
-    images: Sequence[numpy.ndarray]
-    right: bool
-
-
 def render(
     title: str,
     rows: Sequence[DemoRow],
@@ -79,8 +59,6 @@ def render(
     drawn: Sequence[Drawn],
     answered: Sequence[Answered],
     rebuilt: Sequence[Rebuilt],
-    edited: Sequence[Edited],
-    told: Sequence[Sequence[StoryTurn]],
     note: str,
 ) -> str:
     """Render the whole page."""
@@ -91,7 +69,5 @@ def render(
         drawn=drawn,
         answered=answered,
         rebuilt=rebuilt,
-        edited=edited,
-        told=told,
         note=note,
     )
