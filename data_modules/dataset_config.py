@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from triptych.data_modules.batching.caption_dropout import CaptionDropout
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.features.cache import AUTO
 from triptych.data_modules.sources.base import DataSource
@@ -42,7 +42,7 @@ class DatasetConfig:
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
-    caption_dropout: CaptionDropout | None = None
+    caption_dropout: CaptionDropout = NO_DROPOUT
     features: str = AUTO
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from triptych.data_modules.batching.caption_dropout import CaptionDropout
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.features.cache import AUTO, NONE
 from triptych.data_modules.mixed import MixedDataModule
@@ -55,7 +55,7 @@ class ShapesDataModule(ShardDataModule):
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
         max_turns: int | None = None,
-        caption_dropout: CaptionDropout | None = None,
+        caption_dropout: CaptionDropout = NO_DROPOUT,
         num_workers: int = 0,
         seed: int = 0,
         length_bucket_batches: int = 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.data_modules.batching.caption_dropout import CaptionDropout
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, NONE
@@ -40,7 +40,7 @@ class ShardDataModule(MixedDataModule):
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
         max_turns: int | None = None,
-        caption_dropout: CaptionDropout | None = None,
+        caption_dropout: CaptionDropout = NO_DROPOUT,
         num_workers: int = 0,
         seed: int = 0,
         length_bucket_batches: int = 64,
@@ -52,7 +52,7 @@ class ShardDataModule(MixedDataModule):
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
         def datasets(
-            shards: str, features: str, caption_dropout: CaptionDropout | None = None
+            shards: str, features: str, caption_dropout: CaptionDropout = NO_DROPOUT
         ) -> dict[str, DatasetConfig]:
             source = ShardFolder(shards)
             return {

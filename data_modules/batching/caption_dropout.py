@@ -29,7 +29,7 @@ class CaptionDropout:
         UserError: the probability is not at least 0 and less than 1, or there is no separator.
     """
 
-    probability: float
+    probability: float = 0.0
     words: list[str] | None = None
     protected: list[str] = field(default_factory=list)
     separator: str = " "
@@ -47,6 +47,8 @@ class CaptionDropout:
 
     def __call__(self, caption: str, rng: np.random.Generator) -> str:
         """Caption without the words that `rng` chooses; at least one word stays."""
+        if not self.probability:
+            return caption
         words = caption.split(self.separator)
         dropped = rng.random(len(words)) < self.probability
         kept = [
@@ -61,3 +63,6 @@ class CaptionDropout:
         if word in {each.casefold() for each in self.protected}:
             return False
         return self.words is None or word in {each.casefold() for each in self.words}
+
+
+NO_DROPOUT = CaptionDropout()

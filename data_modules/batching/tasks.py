@@ -23,7 +23,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from triptych.conversations import interleaved_ids
-from triptych.data_modules.batching.caption_dropout import CaptionDropout
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.batching.messages import SampleMessage, read_messages
 from triptych.data_modules.features.cache import FeatureCache
@@ -112,7 +112,7 @@ class TaskDataset:
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
-    caption_dropout: CaptionDropout | None = None
+    caption_dropout: CaptionDropout = NO_DROPOUT
     max_characters: int = MAX_CHARACTERS
     features: FeatureCache | None = None
 
@@ -211,9 +211,8 @@ def text_to_image(
 ) -> Prompt:
     """Make the prompt of a caption."""
     caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
-    if dataset.caption_dropout is not None:
-        rng = np.random.default_rng([seed, sample, DROPOUT_STREAM])
-        caption = dataset.caption_dropout(caption, rng)
+    rng = np.random.default_rng([seed, sample, DROPOUT_STREAM])
+    caption = dataset.caption_dropout(caption, rng)
     template = processor.training_template
     ids = generation_ids(
         processor.tokenizer, caption, processor.max_tokens, key=key, template=template

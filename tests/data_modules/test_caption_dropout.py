@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from builders import builder, data, unified
 
-from triptych.data_modules.batching.caption_dropout import CaptionDropout
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
 
@@ -63,7 +63,7 @@ def test_prompts_follow_from_seed_and_sample(samples, tokenizer):
 def test_nothing_is_left_out_in_validation(shapes_folder):
     module = data(shapes_folder, caption_dropout=CaptionDropout(0.5))
     assert [each.caption_dropout for each in module.datasets.values()] == [CaptionDropout(0.5)]
-    assert [each.caption_dropout for each in module.val_datasets.values()] == [None]
+    assert [each.caption_dropout for each in module.val_datasets.values()] == [NO_DROPOUT]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from builders import batches, unified
+from builders import batches, dit, unified
 
 from triptych.checkpoints import save_weights
 from triptych.inference.image_generation import condition
 from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.modules import GenerationModule
 from triptych.utils.errors import UserError
 
 
@@ -54,3 +55,9 @@ def test_weights_without_them_do_not_fit(weights, tmp_path):
     model = unified("stage2", weights=weights, num_registers=3)
     with pytest.raises(UserError, match=r"generation\.queries"):
         model.configure_model()
+
+
+@pytest.mark.parametrize("sizes", [{"num_registers": -1}, {"num_queries": 0}])
+def test_impossible_numbers_are_refused(sizes):
+    with pytest.raises(UserError, match="give 1 query or more, and 0 registers or more"):
+        GenerationModule(dit(), **{"num_queries": 4, **sizes})

@@ -82,6 +82,11 @@ class GenerationModule(BaseModule):
         **training: Any,
     ) -> None:
         sampling.check()
+        if num_queries < 1 or num_registers < 0:
+            raise UserError(
+                f"generation has num_queries {num_queries} and num_registers {num_registers}; give "
+                "1 query or more, and 0 registers or more."
+            )
         super().__init__(trainable=trainable or ["queries", "dit"], **training)
         self.dit, self.num_queries, self.num_registers = dit, num_queries, num_registers
         self.objective, self.query_init_std = OBJECTIVES[objective], query_init_std
