@@ -20,7 +20,8 @@ class CaptionDropout:
     follow Illustrious (arXiv 2409.19946).
 
     Args:
-        probability: probability of each word to be left out, at least 0 and less than 1.
+        probability: probability of each word to be left out, at least 0 (nothing is) and less
+            than 1.
         words: words that may be left out, for example those of an attribute; null is all.
         protected: words that are never left out, for example the name of a style.
         separator: what stands between two of them: " " in sentences, "," between tags.
@@ -47,8 +48,6 @@ class CaptionDropout:
 
     def __call__(self, caption: str, rng: np.random.Generator) -> str:
         """Caption without the words that `rng` chooses; at least one word stays."""
-        if not self.probability:
-            return caption
         words = caption.split(self.separator)
         dropped = rng.random(len(words)) < self.probability
         kept = [

@@ -211,8 +211,9 @@ def text_to_image(
 ) -> Prompt:
     """Make the prompt of a caption."""
     caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
-    rng = np.random.default_rng([seed, sample, DROPOUT_STREAM])
-    caption = dataset.caption_dropout(caption, rng)
+    if dataset.caption_dropout.probability:
+        rng = np.random.default_rng([seed, sample, DROPOUT_STREAM])
+        caption = dataset.caption_dropout(caption, rng)
     template = processor.training_template
     ids = generation_ids(
         processor.tokenizer, caption, processor.max_tokens, key=key, template=template

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
-from commands import torchrun
 from processes import exit_status, forked, started
 from small_stage2 import SMALL_MODEL
 
@@ -216,10 +216,15 @@ def test_a_validation_has_a_folder_of_its_own(triptych, words, three, shapes_fol
 @pytest.mark.slow
 def test_two_ranks_share_one_folder(triptych, words, tmp_path):
     """Started as torchrun does: each parses the command line."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environments = [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     two = ["fit", *words, "--trainer.devices=2", "--trainer.strategy=ddp", "--ckpt_path=auto"]
     for steps, made in ((2, ["version_0"]), (2, ["version_0"]), (3, ["version_0", "version_1"])):
         command = [*two, f"--trainer.max_steps={steps}"]
-        ended = triptych.together(tmp_path, command, command, environments=torchrun())
+        ended = triptych.together(tmp_path, command, command, environments=environments)
         assert [status for status, _ in ended] == [0, 0], ended[0][1][-2000:] + ended[1][1][-2000:]
         assert versions(tmp_path) == made
 

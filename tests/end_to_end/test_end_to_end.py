@@ -69,7 +69,6 @@ MY_PACKAGE = """
 import os
 import signal
 from pathlib import Path
-from threading import Lock
 
 from lightning import Callback
 
@@ -122,9 +121,9 @@ def interrupt_and_resume(folder, shapes):
 def chain(tmp_path_factory, shapes_folder, forks):
     """All stages, each from the weights that the earlier ones wrote; by name, finished.
 
-    Two processes at a time; stages after the encoder are forks of a warm one. Beside the stages:
-    "generate", "interrupted" (the results of `interrupt_and_resume`), "other" (a checkpoint of
-    another stage) and "bad data".
+    Two processes at a time, of which one is a fork of a warm one; the encoder and what is
+    interrupted are none. Beside the stages: "generate", "interrupted" (the results of
+    `interrupt_and_resume`), "other" (a checkpoint of another stage) and "bad data".
     """
     folder = tmp_path_factory.mktemp("chain")
     (folder / "empty").mkdir()

@@ -4,7 +4,6 @@ Use it where the interpreter's start or end matters; else the fixture `forks` is
 """
 
 import os
-import socket
 import sys
 
 import processes
@@ -19,15 +18,6 @@ def run(folder, *arguments, program=(sys.executable, "-m", "triptych"), **enviro
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
-
-
-def torchrun():
-    """Environments of two processes, as torchrun sets them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    return [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
 def own_shards(shapes, part="train"):

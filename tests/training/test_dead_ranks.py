@@ -78,9 +78,9 @@ def test_three_ranks_end_within_a_time_limit_and_resume_bit_for_bit(only, seed):
 
 
 def torchrun(config, runs, strategy):
-    """A run of two ranks by torchrun; resumes what is in the folder `runs`."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "triptych"]
-    words += [*torture.command(config, runs), "--trainer.devices=2"]
+    """A run of three ranks by torchrun; resumes what is in the folder `runs`."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "-m", "triptych"]
+    words += [*torture.command(config, runs), "--trainer.devices=3"]
     chosen = json.dumps({"class_path": f"triptych.training.strategies.{strategy}"})
     words += [f"--trainer.strategy={chosen}"]
     paths = os.pathsep.join([str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")])
