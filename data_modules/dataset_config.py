@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.features.cache import AUTO
 from triptych.data_modules.sources.base import DataSource
@@ -29,6 +30,7 @@ class DatasetConfig:
             image without it is described by its caption.
         max_turns: maximum number of turns of a conversation, drawn anew each time; null takes all,
             in order.
+        caption_dropout: words left out of the captions of "text_to_image", see `CaptionDropout`.
         features: folder that `triptych data features` made of these samples; "auto" takes
             features/ beside the shards if it exists, "none" encodes every image anew.
     """
@@ -40,6 +42,7 @@ class DatasetConfig:
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
+    caption_dropout: CaptionDropout = NO_DROPOUT
     features: str = AUTO
 
     @property
@@ -57,6 +60,7 @@ class DatasetConfig:
             text_only_ratio=self.text_only_ratio,
             conversation_key=self.conversation_key,
             max_turns=self.max_turns,
+            caption_dropout=self.caption_dropout,
         )
 
 

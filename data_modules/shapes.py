@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.features.cache import AUTO, NONE
 from triptych.data_modules.mixed import MixedDataModule
@@ -34,7 +35,8 @@ class ShapesDataModule(ShardDataModule):
         stories: folder of the stories, stories/train and /eval; null is FOLDER_stories.
         num_stories: number of training stories; null is that of images.
         tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
-            num_workers, seed, length_bucket_batches, features: settings of `ShardDataModule`.
+            caption_dropout, num_workers, seed, length_bucket_batches, features: settings of
+            `ShardDataModule`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ShapesDataModule(ShardDataModule):
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
         max_turns: int | None = None,
+        caption_dropout: CaptionDropout = NO_DROPOUT,
         num_workers: int = 0,
         seed: int = 0,
         length_bucket_batches: int = 1,
@@ -71,6 +74,7 @@ class ShapesDataModule(ShardDataModule):
             text_only_ratio=text_only_ratio,
             conversation_key=conversation_key,
             max_turns=max_turns,
+            caption_dropout=caption_dropout,
             num_workers=num_workers,
             seed=seed,
             length_bucket_batches=length_bucket_batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, NONE
@@ -22,7 +23,8 @@ class ShardDataModule(MixedDataModule):
             tasks of both objectives are joint training, with one batch of each in every step.
         batch_size, num_val_samples, num_workers, seed, length_bucket_batches, max_bad_fraction,
             image_backend, max_pixels: settings of `MixedDataModule`.
-        text_only_ratio, conversation_key, max_turns: settings of `DatasetConfig`.
+        text_only_ratio, conversation_key, max_turns, caption_dropout: settings of `DatasetConfig`;
+            no words are left out in validation.
         features: features of the training shards, see `DatasetConfig`; those of validation are
             "auto", unless "none".
     """
@@ -38,6 +40,7 @@ class ShardDataModule(MixedDataModule):
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
         max_turns: int | None = None,
+        caption_dropout: CaptionDropout = NO_DROPOUT,
         num_workers: int = 0,
         seed: int = 0,
         length_bucket_batches: int = 64,
@@ -48,7 +51,9 @@ class ShardDataModule(MixedDataModule):
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
-        def datasets(shards: str, features: str) -> dict[str, DatasetConfig]:
+        def datasets(
+            shards: str, features: str, caption_dropout: CaptionDropout = NO_DROPOUT
+        ) -> dict[str, DatasetConfig]:
             source = ShardFolder(shards)
             return {
                 task: DatasetConfig(
@@ -57,13 +62,14 @@ class ShardDataModule(MixedDataModule):
                     text_only_ratio=text_only_ratio,
                     conversation_key=conversation_key,
                     max_turns=max_turns,
+                    caption_dropout=caption_dropout,
                     features=features,
                 )
                 for task in self.tasks
             }
 
         super().__init__(
-            datasets(shards, features),
+            datasets(shards, features, caption_dropout),
             datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
             batch_size=batch_size,
             num_val_samples=num_val_samples,

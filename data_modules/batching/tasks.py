@@ -23,6 +23,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from triptych.conversations import interleaved_ids
+from triptych.data_modules.batching.caption_dropout import NO_DROPOUT, CaptionDropout
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.batching.messages import SampleMessage, read_messages
 from triptych.data_modules.features.cache import FeatureCache
@@ -55,6 +56,8 @@ IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT, INTERLEAVED, INTERLEAVED_IM
 SOURCE_TASKS = (IMAGE_TO_IMAGE, INTERLEAVED_IMAGES)
 """Tasks whose images may have a source that the generator sees."""
 DESCRIBE = "describe the image"
+DROPOUT_STREAM = 1
+"""Draws of `caption_dropout` beside those of turns, which have no stream number."""
 Turns = list[tuple[str, str]]
 
 
@@ -97,6 +100,7 @@ class TaskDataset:
         conversation_key: key of the [question, answer] turns in the metadata of a sample.
         max_turns: maximum number of turns of a conversation, drawn anew each time; None takes all,
             in order.
+        caption_dropout: words left out of captions of images to generate.
         max_characters: length limit of a caption or of one turn.
         features: cached features of the target images.
     """
@@ -108,6 +112,7 @@ class TaskDataset:
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
+    caption_dropout: CaptionDropout = NO_DROPOUT
     max_characters: int = MAX_CHARACTERS
     features: FeatureCache | None = None
 
@@ -206,6 +211,9 @@ def text_to_image(
 ) -> Prompt:
     """Make the prompt of a caption."""
     caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
+    if dataset.caption_dropout.probability:
+        rng = np.random.default_rng([seed, sample, DROPOUT_STREAM])
+        caption = dataset.caption_dropout(caption, rng)
     template = processor.training_template
     ids = generation_ids(
         processor.tokenizer, caption, processor.max_tokens, key=key, template=template

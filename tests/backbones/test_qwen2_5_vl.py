@@ -276,7 +276,7 @@ def test_learned_places_serve_answers_and_a_rank_without_images():
     ids, mask, patches, grids = mixed_prompts(model)
     before = model.generate_text(ids, mask, patches, grids, max_new_tokens=3)
     assert before.shape == (3, 3)
-    blank, grid = model._blank_token(torch.device("cpu"))
+    blank, grid = model.patches.blank(torch.device("cpu"))
     assert len(blank) == 4 * len(model.model.model.visual.merger.position) == int(grid.prod())
 
 

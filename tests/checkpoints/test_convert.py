@@ -570,6 +570,12 @@ def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, c
     assert "1 tensor (generation.queries) of other sizes" in line
 
 
+def test_export_refuses_register_queries(ours, tmp_path, capsys):
+    flag = "--model.generation.init_args.num_registers=1"
+    line = refused(capsys, tmp_path / "again", ours / "model.yaml", tmp_path / "again", flag)
+    assert "register queries (num_registers)" in line
+
+
 def test_export_refuses_models_without_a_published_layout(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     line = refused(capsys, tmp_path / "out", "conf/presets/tiny.yaml", tmp_path / "out")

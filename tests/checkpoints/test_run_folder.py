@@ -135,15 +135,19 @@ def test_run_from_a_saved_configuration_gets_its_own_folder(triptych, three, tmp
 REFUSED = [
     (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
     (["--ckpt_path={last}", "--seed_everything=5", "--trainer.max_steps=9"], "with the seed 0"),
+    (["--model.weights.understanding=nope"], "nope does not exist"),
     (["--ckpt_path={last}", "--model.stage=stage3", "--trainer.max_steps=9"], "is of stage"),
     (["--data.shards=nowhere"], "nowhere does not exist"),
-    (["--model.weights.understanding=nope"], "nope does not exist"),
 ]
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [*REFUSED[:2], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSED[2:])],
+    [
+        *REFUSED[:2],
+        pytest.param(*REFUSED[2], marks=pytest.mark.slow),
+        *(pytest.param(*each, marks=pytest.mark.sweep) for each in REFUSED[3:]),
+    ],
 )
 def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp_path):
     folder, _ = three

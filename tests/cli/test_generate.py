@@ -481,27 +481,27 @@ def test_a_mistake_in_the_scale_of_a_line_is_found_before_the_first_edit(triptyc
     assert (status, out) == (1, "") and "image_guidance_scale is 2, and" in err
 
 
-def test_edits_of_a_generator_that_sees_the_image(tmp_path):
-    """As a process: flags, the lines of a file, and the settings in the images."""
+def test_edits_of_a_generator_that_sees_the_image(forks, tmp_path):
+    """Flags, the lines of a file, and the settings in the images; nothing in a model's place."""
     line = {"image": str(SAMPLES), "instruction": "make it blue", "image_guidance_scale": 2}
     (tmp_path / "edits.jsonl").write_text(json.dumps(line))
-    command = [sys.executable, "-m", "triptych", "edit", *tiny_flags(tmp_path), *FEW]
+    command = ["edit", *tiny_flags(tmp_path), *FEW]
     scales = ["--guidance-scale", "3", "--image-guidance-scale", "1.5"]
     for arguments, scale in (([SAMPLES, "make it blue"], 1.5), (["--jsonl", "edits.jsonl"], 2)):
-        done = run([*command, *arguments, *scales, "-o", f"out-{scale}"], cwd=tmp_path, check=True)
-        assert "does not see" not in done.stderr
+        status, said = forks(tmp_path, *command, *arguments, *scales, "-o", f"out-{scale}")
+        assert status == 0 and "does not see" not in said, said
         (image,) = (tmp_path / f"out-{scale}").glob("0*.png")
         settings = read_metadata(image)
         assert settings["guidance_scale"] == 3 and settings["image_guidance_scale"] == scale
 
 
-def test_a_generator_that_does_not_see_the_image_refuses_a_scale_of_it(tmp_path):
-    command = [sys.executable, "-m", "triptych", "edit", SAMPLES, "make it blue", *FEW]
-    done = run([*command, "--image-guidance-scale", "2"], cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.count("image_guidance_scale is 2, and this model's generator") == 1
-    done = run(command, cwd=tmp_path, check=True)
-    assert done.stderr.count("generator does not see the image to edit") == 1
+def test_a_generator_that_does_not_see_the_image_refuses_a_scale_of_it(forks, tmp_path):
+    command = ["edit", SAMPLES, "make it blue", *FEW]
+    status, said = forks(tmp_path, *command, "--image-guidance-scale", "2")
+    assert status == 1 and "Traceback" not in said
+    assert said.count("image_guidance_scale is 2, and this model's generator") == 1
+    status, said = forks(tmp_path, *command)
+    assert status == 0 and said.count("generator does not see the image to edit") == 1
 
 
 def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):

@@ -480,14 +480,15 @@ def test_missing_encoder_weights_are_named(weights):
 
 
 @pytest.mark.slow
-def test_two_processes_make_features_that_training_finds(world, tmp_path):
+def test_two_processes_make_features_that_training_finds(world, forks, tmp_path):
     """Shards, features by two processes, stage 2 on them; then with another encoder."""
     tiny = ["--config", ROOT / "conf" / "presets" / "tiny.yaml"]
     two = ("--devices", "2", "--device", "cpu", "--batch-size", "3", "--storage-dtype", "fp32")
     made = run(tmp_path, "data", "features", world / "train", *tiny, *two)
     assert made.returncode == 0, made.stderr[-3000:]
     assert made.stdout.count("features of 64 samples in 8 shards") == 1
-    alone = run(tmp_path, "data", "features", world / "train", *tiny, *two[4:], "--out", "alone")
+    words = ["data", "features", world / "train", *tiny, *two[4:], "--out", "alone"]
+    alone = forks.run(tmp_path, *words)
     assert alone.returncode == 0, alone.stderr[-3000:]
     source = ShardFolder(world / "train").open()
     pair, single = open_feature_cache(source), FeatureCache(tmp_path / "alone", source)
@@ -512,12 +513,12 @@ def test_two_processes_make_features_that_training_finds(world, tmp_path):
         *("--trainer.max_steps=2", "--trainer.callbacks=null", "--trainer.limit_val_batches=1"),
         "--trainer.val_check_interval=1",
     ]
-    fitted = run(tmp_path, *fit)
+    fitted = forks.run(tmp_path, *fit)
     assert fitted.returncode == 0, fitted.stderr[-3000:]
     assert f"features from {world / 'train' / 'features'} (fp32" in fitted.stderr
     tensors = load_file(ROOT / "src/triptych/assets/tiny/encoder.safetensors")
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, tmp_path / "e.safetensors")
-    other = run(tmp_path, *fit, "--model.weights.encoder=e.safetensors")
+    other = forks.run(tmp_path, *fit, "--model.weights.encoder=e.safetensors")
     assert other.returncode == 1 and "Traceback" not in other.stderr
     assert other.stderr.splitlines()[-1].startswith(
         f"triptych: the features in {world / 'train' / 'features'} are not those of this model"

@@ -9,6 +9,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -117,10 +118,11 @@ def interrupt_and_resume(folder, shapes):
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory, shapes_folder):
+def chain(tmp_path_factory, shapes_folder, forks):
     """All stages, each from the weights that the earlier ones wrote; by name, finished.
 
-    Two processes at a time. Beside the stages: "generate", "interrupted" (the results of
+    Two processes at a time, of which one is a fork of a warm one; the encoder and what is
+    interrupted are none. Beside the stages: "generate", "interrupted" (the results of
     `interrupt_and_resume`), "other" (a checkpoint of another stage) and "bad data".
     """
     folder = tmp_path_factory.mktemp("chain")
@@ -137,15 +139,20 @@ def chain(tmp_path_factory, shapes_folder):
     }
     frozen = [made["encoder"], made["understanding"], made["decoder"]]
     checkpoint = "--ckpt_path=runs/tiny/stage1/version_0/checkpoints/last.ckpt"
-    done = {}
+    done, forking = {}, Lock()
+
+    def forked(*arguments):
+        with forking:
+            return forks.run(*arguments)
+
     with ThreadPoolExecutor(2) as pool:
 
-        def start(stage, *more, shards=shards, name=None):
+        def start(stage, *more, shards=shards, name=None, run=forked):
             arguments = fit(stage, folder, *more, shards=shards)
             done[name or stage] = pool.submit(run, folder, *arguments)
 
         # the encoder's run draws the shapes world first, as `make` does
-        start("encoder", "--data.init_args.images=48", shards=())
+        start("encoder", "--data.init_args.images=48", shards=(), run=run)
         start("stage1")
         done["encoder"].result()
         start("decoder", made["encoder"])

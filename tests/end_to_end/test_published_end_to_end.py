@@ -1,6 +1,7 @@
 """A published release through the real command line: convert, draw, answer, train, convert back.
 
-The release is one in small under the true names; every command is a process of its own.
+The release is one in small under the true names; every command is a process of its own, all but the
+first a fork of a warm one.
 """
 
 import csv
@@ -23,11 +24,16 @@ MODEL = "weights/small/model.yaml"
 QUICK = ["--model.decoding.decoder.sampling.num_inference_steps=1"]
 
 
-def run(folder, *arguments, status=0):
-    """Run `triptych` in `folder`; returns its output, or its error if `status` is not 0."""
-    done = commands.run(folder, *arguments)
-    assert done.returncode == status, done.stderr[-3000:]
-    return done.stderr if status else done.stdout
+@pytest.fixture(scope="module")
+def run(forks):
+    """Runs `triptych` in a folder; returns its output, or its error if `status` is not 0."""
+
+    def run(folder, *arguments, status=0):
+        done = forks.run(folder, *arguments)
+        assert done.returncode == status, done.stderr[-3000:]
+        return done.stderr if status else done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +41,13 @@ def small(tmp_path_factory):
     """A folder with a release, `hub`, and what `triptych convert` made of it, `weights/small`."""
     folder = tmp_path_factory.mktemp("published")
     published.released(folder / "hub")
-    said = run(folder, "convert", "hub", "weights/small").splitlines()
-    assert said[-1].endswith("model.yaml names its files.")
+    done = commands.run(folder, "convert", "hub", "weights/small")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].endswith("model.yaml names its files.")
     return folder
 
 
-def test_the_converted_model_makes_images(small):
+def test_the_converted_model_makes_images(small, run):
     prompts = ["a red circle", "two blue squares"]
     flags = ["--num-inference-steps", 2, "--config", MODEL, *QUICK, "--model.encoder.heads=2"]
     lines = [line.split("\t") for line in run(small, "generate", *prompts, *flags).splitlines()]
@@ -50,13 +57,13 @@ def test_the_converted_model_makes_images(small):
     assert first.std() > 0 and (first != second).any()
 
 
-def test_the_converted_model_answers(small):
+def test_the_converted_model_answers(small, run):
     Image.new("RGB", (40, 30), (200, 0, 0)).save(small / "red.png")
     flags = ["--config", MODEL, "--model.encoder.heads=2"]
     assert run(small, "chat", "red.png", "what colour is it?", *flags).strip()
 
 
-def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
+def test_stage_2_trains_from_the_converted_model(small, run, shapes_folder):
     # as `make train-stage2 DATA=FOLDER` has them
     names = ["base", "stages/stage2", "recipes/published/stage2", "data/folder"]
     files = [CONF / f"{name}.yaml" for name in names]
@@ -86,7 +93,7 @@ def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
     assert last["triptych"] == {"preset": "small", "stage": "stage2"}
 
 
-def test_converted_back_it_is_the_release_again_byte_for_byte(small):
+def test_converted_back_it_is_the_release_again_byte_for_byte(small, run):
     run(small, "convert", MODEL, "back")
     released = sorted(path.relative_to(small / "hub") for path in (small / "hub").rglob("*.safe*"))
     assert len(released) == 3 + 1 + 2  # shards, their index, UNet and VAE
@@ -106,7 +113,7 @@ def test_converted_back_it_is_the_release_again_byte_for_byte(small):
         (2, "unrecognized arguments: --sead=7", ["--config", MODEL, "--sead=7"]),
     ],
 )
-def test_bad_input_is_one_sentence(status, says, words, small):
+def test_bad_input_is_one_sentence(status, says, words, small, run):
     lines = run(small, "generate", "a cat", *words, "--out", "none", status=status).splitlines()
     said = [line for line in lines if not line.startswith("  or: ")]  # what the parser tried too
     assert said[-1].startswith("triptych") and says in said[-1]
@@ -114,7 +121,7 @@ def test_bad_input_is_one_sentence(status, says, words, small):
     assert len(said) == 1 or says.startswith("unrecognized")  # argparse adds the usage
 
 
-def test_existing_export_target_is_not_overwritten(small):
+def test_existing_export_target_is_not_overwritten(small, run):
     before = (small / MODEL).read_bytes()
     said = run(small, "convert", "hub", "weights/small", status=1)
     assert said.count("\n") == 1 and "weights/small" in said and "Traceback" not in said

@@ -18,7 +18,7 @@ from triptych.evaluation.judges.openai_api import EndpointJudge
 from triptych.evaluation.wise.protocols import read_legacy, read_verified
 from triptych.utils.errors import UserError
 
-TIMEOUT = 0.8
+TIMEOUT = 1.5  # seconds; a good answer takes none, but sixteen are asked for at once
 
 
 class Endpoint(BaseHTTPRequestHandler):

@@ -173,6 +173,7 @@ def unified(
     objective: str = "clip_flow",
     weights: WeightFiles | None = None,
     dit_sizes: dict[str, Any] | None = None,
+    num_registers: int = 0,
     **settings: Any,
 ) -> UnifiedModule:
     """The whole model for a stage of STAGES ("inference": none trains); nothing is built yet."""
@@ -188,6 +189,7 @@ def unified(
             dit(**(dit_sizes or {})),
             num_queries=4,
             objective=objective,
+            num_registers=num_registers,
             sampling=FlowSamplerConfig(num_inference_steps=3),
             prompt=PromptConfig(max_tokens=256),
         ),

@@ -35,17 +35,18 @@ class Forks:
         with limited(self.process, 30):
             self.process.communicate()
 
-    def together(self, folder, *commands, environments=None, streams=None):
+    def together(self, folder, *commands, environments=None, streams=None, apart=False):
         """Run commands at once in `folder`: [(status, output), ...].
 
         Args:
             streams: of a process of its own, one for all commands: what standard input, output and
                 error are, see `put_stream`.
+            apart: (status, standard output, standard error) of each command.
         """
         commands = [[str(word) for word in command] for command in commands]
         environments = environments or [{}] * len(commands)
         task = {"folder": str(folder), "commands": commands, "environments": environments}
-        task["streams"] = streams
+        task |= {"streams": streams, "apart": apart}
         with limited(self.process, 600):
             self.process.stdin.write(json.dumps(task) + "\n")
             self.process.stdin.flush()
@@ -54,6 +55,11 @@ class Forks:
     def __call__(self, folder, *command):
         """Run one command: (status, output)."""
         return self.together(folder, command)[0]
+
+    def run(self, folder, *command):
+        """Run one command as `commands.run` does; returns the finished process."""
+        ((status, out, err),) = self.together(folder, command, apart=True)
+        return subprocess.CompletedProcess(command, status, out, err)
 
 
 def put_stream(descriptor, kind):
@@ -72,16 +78,16 @@ def put_stream(descriptor, kind):
     setattr(sys, name, text)
 
 
-def start(folder, command, environment, output, streams):
-    """Fork a process that runs the command; returns its id."""
+def start(folder, command, environment, files, streams):
+    """Fork a process that runs the command, its output in one file or in two; returns its id."""
     if pid := os.fork():
         return pid
     status = 1
     try:
         os.chdir(folder)
         os.environ.update(environment)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+        os.dup2(files[0].fileno(), 1)
+        os.dup2(files[-1].fileno(), 2)
         from lightning.fabric.utilities.rank_zero import rank_zero_only
 
         from triptych.cli.main import main
@@ -113,17 +119,19 @@ def serve():
 
     for line in sys.stdin:
         task = json.loads(line)
-        outputs = [tempfile.TemporaryFile() for _ in task["commands"]]
+        number = 2 if task["apart"] else 1
+        outputs = [[tempfile.TemporaryFile() for _ in range(number)] for _ in task["commands"]]
         pids = [
             start(task["folder"], *each, task["streams"])
             for each in zip(task["commands"], task["environments"], outputs, strict=True)
         ]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        said = []
-        for output in outputs:
-            output.seek(0)
-            said.append(output.read().decode())
-        print(json.dumps(list(zip(statuses, said, strict=True))), flush=True)
+        ended = []
+        for status, files in zip(statuses, outputs, strict=True):
+            for file in files:
+                file.seek(0)
+            ended.append([status, *(file.read().decode() for file in files)])
+        print(json.dumps(ended), flush=True)
 
 
 if __name__ == "__main__":

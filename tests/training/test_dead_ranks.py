@@ -56,16 +56,25 @@ def test_the_others_name_a_rank_that_does_not_respond(tmp_path):
     ]
 
 
-@pytest.mark.slow
-def test_three_ranks_end_within_a_time_limit_and_resume_bit_for_bit():
+@pytest.mark.parametrize(
+    ("only", "seed"),
+    [
+        # each strategy under each launcher, and every place and event
+        pytest.param(6, 79, marks=pytest.mark.slow),
+        pytest.param(12, 0, marks=pytest.mark.sweep),
+    ],
+)
+def test_three_ranks_end_within_a_time_limit_and_resume_bit_for_bit(only, seed):
     words = ["--ranks", "3", "--places", "forward", "backward", "stepped", "--times", "1"]
     words += ["--events", "kill-first", "kill-last", "mistake", "--resume", "3", "--limit", "30"]
     words += ["--strategies", "ddp", "fsdp2", "sharded", "--launchers", "lightning", "torchrun"]
-    command = [sys.executable, ROOT / "benchmarks" / "signals.py", *words, "--only", "12"]
+    command = [sys.executable, ROOT / "benchmarks" / "signals.py", *words]
+    command += ["--only", str(only), "--seed", str(seed)]
     done = processes.run(command, seconds=1800)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["tried"] == found["ended"] == 12 and found["resumed"] == found["resumable"] == 4
+    assert found["tried"] == found["ended"] == only
+    assert found["resumed"] == found["resumable"] == only // 3
 
 
 def torchrun(config, runs, strategy):

@@ -39,9 +39,9 @@ REST = {
     ]
     for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
+REST["blip3o_8b"].append("step:blip3o_8b:stage2:whole")
 MORE = [
-    "step:blip3o_8b:stage2:whole",
-    "step:blip3o_8b:stage1",
+    "step:tiny:stage2:whole",
     "step:blip3o_8b:decoder",
     "step:blip3o_4b:joint",
     "step:siglip2_sana:stage2:live",
@@ -86,7 +86,8 @@ LOGGING = {
 BROKEN = [f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32")]
 RANKS = [f"step:tiny:{each}:fsdp2" for each in ("stage2", "edits", "edits:channels", "joint:live")]
 TOGETHER = [*chain(*QUICK.values()), LOGGED, *BROKEN, "inference:tiny:euler", *RANKS]
-"""Cases of one process, which imports everything once."""
+SLOWLY = [*MORE, "inference:tiny:heun:dpm++:unipc"]
+"""Cases of one process each time, which imports everything once."""
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,8 @@ def results(tmp_path_factory):
 
     def of(*cases):
         if missing := [case for case in cases if case not in kept]:
-            quick = set(missing) <= set(TOGETHER)
-            kept.update(runtime.run(folder, *(TOGETHER if quick else missing)))
+            shared = (each for each in (TOGETHER, SLOWLY) if set(missing) <= set(each))
+            kept.update(runtime.run(folder, *next(shared, missing)))
         return [kept[case] for case in cases]
 
     return of

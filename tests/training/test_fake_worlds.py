@@ -73,6 +73,13 @@ def cut(parameters, world, rank):
     return found
 
 
+LARGE_IN_CI = [
+    pytest.param("blip3o_8b", marks=pytest.mark.slow),
+    pytest.param("tiny", marks=pytest.mark.sweep),
+]
+"""The presets of a test that starts a process for each, `make test-slow` the large one alone."""
+
+
 def is_sharded(found, trained, world, rank):
     """Check that parameters, gradients and optimizer state are one rank's share, and no more."""
     expected = cut(trained.values(), world, rank)
@@ -175,22 +182,24 @@ def test_more_ranks_share_parameters_and_optimizer_state(preset, world):
         has_the_planned_entries(found[rank], trained, world, rank)
 
 
-@pytest.mark.slow
-def test_the_last_of_many_ranks_takes_a_step(preset, trained):
+@pytest.mark.parametrize("preset", LARGE_IN_CI)
+def test_the_last_of_many_ranks_takes_a_step(preset):
     """Empty shards take part in gathering, in the gradients and in the optimizer."""
+    trained = trained_of(stage2(preset))
     found = counted(preset=preset, world=256, ranks=[255], frozen_params="shard", step=1)[255]
     is_sharded(found, trained, 256, 255)
 
 
 @pytest.mark.parametrize(
-    "world",
+    ("preset", "world"),
     [
-        pytest.param(8, marks=pytest.mark.slow),
-        pytest.param(32, marks=pytest.mark.sweep),
-        pytest.param(256, marks=pytest.mark.sweep),
+        pytest.param("blip3o_8b", 8, marks=pytest.mark.slow),
+        *(pytest.param("blip3o_8b", world, marks=pytest.mark.sweep) for world in (32, 256)),
+        *(pytest.param("tiny", world, marks=pytest.mark.sweep) for world in (8, 32, 256)),
     ],
 )
-def test_ddp_sends_the_gradients_of_what_trains_alone(world, preset, trained):
+def test_ddp_sends_the_gradients_of_what_trains_alone(preset, world):
+    trained = trained_of(stage2(preset))
     found = counted(preset=preset, world=world, ranks=[world - 1], strategy="ddp")[world - 1]
     assert found["world"] == world
     assert sum(found["buckets"]) == whole_bytes(trained)

@@ -19,16 +19,19 @@ TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what 
 WITHIN = 1e-3  # of the counter: what the formulas leave out is less
 
 
-def preset(name):
+def preset(name, *flags):
     """Stage 2 of a published preset, not built."""
     files = [ROOT / "conf" / "presets" / f"{name}.yaml", ROOT / "conf" / "stages" / "stage2.yaml"]
-    return describe_stage(files, ["--model.build_decoder=false"])
+    return describe_stage(files, ["--model.build_decoder=false", *flags])
 
 
 @pytest.fixture(scope="module")
 def stage2():
-    """Stage 2 of the larger published preset, on the meta device."""
-    model = preset("blip3o_8b")
+    return on_meta(preset("blip3o_8b"))
+
+
+def on_meta(model):
+    """`model` on the meta device, in training."""
     with torch.device("meta"):
         model.build()
     model.trained = freeze_all_but(model, model.trainable)
@@ -66,6 +69,14 @@ def test_a_step_on_cached_features(stage2):
     formula = flops.generation_step(*parts(model), None, TEXT + 1, QUERIES)
     assert found == pytest.approx(formula.total, rel=WITHIN)
     assert found <= 4.1e12
+
+
+def test_a_step_with_register_queries():
+    model = on_meta(preset("blip3o_4b", "--model.generation.num_registers=64"))
+    found = counted(lambda: model.step(one_sample(model, cached=True))[0])
+    formula = flops.generation_step(*parts(model), None, TEXT + 1, QUERIES, registers=64)
+    assert found == pytest.approx(formula.total, rel=WITHIN)
+    assert found > 1.05 * flops.generation_step(*parts(model), None, TEXT + 1, QUERIES).total
 
 
 def test_a_step_on_images(stage2):

@@ -147,6 +147,27 @@ SWEPT_STEPS = [
 """Half and double of the recipes' batches."""
 
 
+def memory_case(preset, stage, *numbers):
+    """The words of `fake_cuda.cases` for a step, and the flags of its model."""
+    flags = SHALLOW if stage != "decoder" else ()
+    return ":".join(["memory", preset, stage, *map(str, numbers), *flags]), flags
+
+
+@pytest.fixture(scope="module")
+def on_fake_cuda(tmp_path_factory):
+    """Function that counts a step; those of `SLOW_STEPS` in one process, which imports once."""
+    folder, kept = tmp_path_factory.mktemp("stub"), {}
+
+    def of(*step):
+        if step not in kept:
+            steps = SLOW_STEPS if step in SLOW_STEPS else [step]
+            found = runtime.run(folder, *(memory_case(*each)[0] for each in steps))
+            kept.update(zip(steps, found.values(), strict=True))
+        return kept[step]
+
+    return of
+
+
 @pytest.mark.linux
 @pytest.mark.cuda_stub
 @pytest.mark.parametrize(
@@ -157,12 +178,11 @@ SWEPT_STEPS = [
     ],
 )
 def test_memory_of_a_step_on_fake_cuda_tensors(
-    preset, stage, batch_size, strategy, ranks, tmp_path
+    preset, stage, batch_size, strategy, ranks, on_fake_cuda
 ):
     """From a plan at the recipe's batch."""
-    flags = SHALLOW if stage != "decoder" else ()
-    case = ":".join(["memory", preset, stage, str(batch_size), strategy, str(ranks), *flags])
-    found = runtime.run(tmp_path, case)[case]
+    _, flags = memory_case(preset, stage)
+    found = on_fake_cuda(preset, stage, batch_size, strategy, ranks)
     assert "error" not in found, found["error"]
     counted = planned(plan_of(preset, stage, None, *flags), strategy, ranks, batch_size)
     assert counted == pytest.approx(found["peak"], rel=WITHIN)

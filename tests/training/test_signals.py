@@ -335,8 +335,16 @@ def test_two_ranks_end_in_any_phase():
     assert found["tried"] == found["ended"] == 3 and found["resumed"] == found["resumable"] == 1
 
 
-@pytest.mark.slow
-def test_more_ranks_end_in_every_phase():
+@pytest.mark.parametrize(
+    ("only", "seed"),
+    [
+        # every strategy and launcher, 2 and 4 ranks, three signals and two failures, all phases
+        pytest.param(5, 2070, marks=pytest.mark.slow),
+        pytest.param(12, 0, marks=pytest.mark.sweep),
+    ],
+)
+def test_more_ranks_end_in_every_phase(only, seed):
     words = ["--ranks", "2", "4", "--strategies", "ddp", "fsdp2", "sharded", "--times", "1"]
-    found = matrix(*words, "--launchers", "lightning", "torchrun", "--only", "8", seconds=1800)
-    assert found["tried"] == found["ended"] == 8 and found["resumed"] == found["resumable"]
+    words += ["--launchers", "lightning", "torchrun", "--only", str(only), "--seed", str(seed)]
+    found = matrix(*words, seconds=1800)
+    assert found["tried"] == found["ended"] == only and found["resumed"] == found["resumable"]

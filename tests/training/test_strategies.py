@@ -258,7 +258,8 @@ def run(rank, file):
 if __name__ == "__main__":
     import sys
 
-    multiprocessing.spawn(run, (sys.argv[1],), 3)
+    # forks: each would import everything again
+    multiprocessing.start_processes(run, (sys.argv[1],), 3, start_method="fork")
 """
 
 

@@ -57,12 +57,6 @@ def resumes_with_the_same_samples_and_losses(resumed, whole):
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory, shapes_folder, weights):
-    out = tmp_path_factory.mktemp("short")
-    return run_worlds(out, shapes_folder, weights, [world(4, ["fsdp2"]), world(2, ["fsdp2"])])
-
-
-@pytest.fixture(scope="module")
 def every(tmp_path_factory, shapes_folder, weights):
     out = tmp_path_factory.mktemp("every")
     worlds = [world(ranks, STRATEGIES) for ranks in (4, 2, 1)]
@@ -70,13 +64,8 @@ def every(tmp_path_factory, shapes_folder, weights):
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_what_four_have_saved(short):
-    resumes_with_the_same_samples_and_losses(short["fsdp2_2"], short["fsdp2_4"])
-
-
-@pytest.mark.slow
-def test_every_sample_of_four_ranks_is_seen_once(short):
-    numbers = [number for step in short["fsdp2_4"]["samples"] for number, _ in step]
+def test_every_sample_of_four_ranks_is_seen_once(every):
+    numbers = [number for step in every["fsdp2_4"]["samples"] for number, _ in step]
     assert sorted(numbers) == list(range(4 * 8))
 
 

@@ -7,8 +7,10 @@ lumina_dit         Lumina-Next DiT behind a caption projection
 lumina_patches     its patch embedding, with learned positions and the source of an edit
 prompt_cache       key-value cache of prompts that queries continue
 query_groups       queries at several places of one prompt
-qwen2_5_vl         Qwen2.5-VL, and the queries that run through it
+query_pass         queries that run through the language model behind a prompt
+qwen2_5_vl         Qwen2.5-VL
 qwen2_5_vl_config  sizes and vocabulary of Qwen2.5-VL
+qwen2_5_vl_images  patches of images, as its vision tower reads them
 qwen2_5_vl_tower   positions and windows of its vision tower
 sana               SANA's transformer as a pixel decoder
 sdxl               SDXL's UNet as a pixel decoder

@@ -1,9 +1,9 @@
-"""The VLM: transformers' Qwen2.5-VL, and how the latent queries run through it."""
+"""The VLM: transformers' Qwen2.5-VL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,12 +15,11 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLModel,
-    Qwen2VLImageProcessor,
     StoppingCriteriaList,
 )
 
-from triptych.backbones.prompt_cache import causal_mask, prompt_cache
-from triptych.backbones.query_groups import QueryGroups
+from triptych.backbones.prompt_cache import causal_mask
+from triptych.backbones.query_pass import condition
 from triptych.backbones.qwen2_5_vl_config import (
     QwenText,
     QwenVision,
@@ -28,6 +27,7 @@ from triptych.backbones.qwen2_5_vl_config import (
     check_vocabulary,
     transformers_config,
 )
+from triptych.backbones.qwen2_5_vl_images import ImagePatches
 from triptych.backbones.qwen2_5_vl_tower import PositionalMerger, TowerLayouts
 from triptych.backbones.token_sampling import Forbid, Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel, label_indices
@@ -68,25 +68,7 @@ class QwenVL(VisionLanguageModel):
         image_positions: Literal["line", "grid"] = "line",
     ) -> None:
         super().__init__()
-        unit = vision.patch_size * vision.spatial_merge_size
-        if image_size % unit:
-            raise UserError(
-                f"vlm image_size {image_size} is not a multiple of {unit}, which is "
-                f"patch_size {vision.patch_size} x spatial_merge_size {vision.spatial_merge_size}; "
-                "change one of the three."
-            )
-        both = min_pixels is not None and max_pixels is not None
-        if (min_pixels, max_pixels) != (None, None) and not (both and 0 < min_pixels <= max_pixels):
-            raise UserError(
-                f"vlm min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
-                "first the smaller, or neither."
-            )
-        if vision.position_std and max_pixels is not None:
-            raise UserError(
-                "vlm vision.position_std learns the places of images of one size, and max_pixels "
-                "asks for images of any; leave one of the two out."
-            )
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self.patches = ImagePatches(vision, image_size, min_pixels, max_pixels)
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
         self.image_positions = image_positions
@@ -113,26 +95,6 @@ class QwenVL(VisionLanguageModel):
     def vocabulary(self) -> Vocabulary:
         """Vocabulary as configured, or as read from the tokenizer."""
         return self.given_vocabulary or Vocabulary.of(self.tokenizer)
-
-    @cached_property
-    def processor(self) -> Qwen2VLImageProcessor:
-        """Cuts images into patches; images come at `image_size` already."""
-        return self._processor(do_resize=False)
-
-    @cached_property
-    def chat_processor(self) -> Qwen2VLImageProcessor:
-        """Processor that also scales images to multiples of a token's side, keeping their shape."""
-        return self._processor(
-            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-        )
-
-    def _processor(self, **options: Any) -> Qwen2VLImageProcessor:
-        return Qwen2VLImageProcessor(
-            patch_size=self.vision.patch_size,
-            temporal_patch_size=self.vision.temporal_patch_size,
-            merge_size=self.vision.spatial_merge_size,
-            **options,
-        )
 
     def config(self) -> Qwen2_5_VLConfig:
         """The transformers configuration of these sizes."""
@@ -172,26 +134,17 @@ class QwenVL(VisionLanguageModel):
         return blocks
 
     def image_tokens(self) -> int:
-        side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)
-        return side * side
+        return self.patches.tokens_of_a_square
 
     def image_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.processor(images=list(images), return_tensors="pt")
-        return out["pixel_values"], out["image_grid_thw"]
+        return self.patches.of_squares(images)
 
     def chat_inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
-        if self.max_pixels is None:
-            return None
-        try:
-            out = self.chat_processor(images=list(images), return_tensors="pt")
-        except ValueError as error:  # more than 200 times as long as wide
-            raise UserError(f"an image cannot be shown to the model: {error}.") from error
-        grids = out["image_grid_thw"]
-        return out["pixel_values"], grids, (grids.prod(1) // self._patches_of_a_token).tolist()
+        return self.patches.of_any_shape(images)
 
     @property
     def _patches_of_a_token(self) -> int:
-        return self.vision.spatial_merge_size**2
+        return self.patches.patches_of_a_token
 
     def condition(
         self,
@@ -206,77 +159,19 @@ class QwenVL(VisionLanguageModel):
         query_places: Tensor | None = None,
         query_rows: Tensor | None = None,
     ) -> Condition:
-        """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
-
-        Attention is causal, so the prompt does not see the queries: while the language model is
-        frozen, the prompt runs without gradient into a key-value cache, the tokens that all rows
-        share once, and only the queries carry gradient; the result and the queries' gradient are
-        those of the whole pass, which is computed when the language model, or an adapter in it,
-        trains. Each layer computes the prompt right before the queries, so that FSDP2 gathers it
-        once for both. Logits are never computed. Nothing here synchronizes with the device, unless
-        images need positions that are not in `position_ids`.
-
-        Positions are explicit and one-dimensional, counted without the padding; also where the
-        prompt holds images, as published, unless `image_positions` is "grid". With `query_places`
-        they go on from the token there, see `QueryGroups`.
-        """
-        language_model = self.model.model.language_model
-        batch, length = input_ids.shape
-        number = len(queries)
-        queries = queries.to(self.model.dtype).expand(batch, -1, -1)
-        images = understanding_pixels is not None
-        starts = attention_mask.sum(1, keepdim=True)
-        steps = torch.arange(max(length, number), device=input_ids.device)
-        prompt_positions, query_positions = (
-            steps[:length].expand(3, batch, -1),
-            (starts + steps[:number]).expand(3, -1, -1),
-        )
-        if images and self.image_positions == "grid":
-            if position_ids is None:
-                position_ids = self.position_ids(input_ids, attention_mask, image_grid_thw)
-            prompt_positions = position_ids
-            # An image takes fewer positions than tokens. Those of padding are 0.
-            ends = prompt_positions.amax((0, 2))[:, None] + 1
-            query_positions = (ends + steps[:number]).expand(3, -1, -1)
-        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
-        query_mask = partial(causal_mask, mask, number)
-        whole_mask = partial(causal_mask, mask, length + number)
-        groups = None
-        if query_places is not None:
-            groups = QueryGroups(query_places, query_rows)
-            queries = groups.repeat(queries)
-            query_positions = groups.positions(prompt_positions, number)
-            query_mask = partial(groups.mask, attention_mask, number)
-            whole_mask = partial(groups.whole_mask, attention_mask, number)
-        learning = self.model.model if images else language_model
-
-        if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
-            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
-            states = language_model(
-                inputs_embeds=torch.cat([prompt, queries], 1),
-                attention_mask=whole_mask(),
-                position_ids=torch.cat([prompt_positions, query_positions], -1),
-                use_cache=False,
-            ).last_hidden_state[:, length:]
-            return Condition(states if groups is None else groups.take(states))
-
-        with torch.no_grad():
-            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
-        with prompt_cache(
-            language_model,
-            prompt,
+        """Outputs at `queries` [N,D], put after each prompt [B,T]; see `query_pass.condition`."""
+        return condition(
+            self,
+            input_ids,
             attention_mask,
-            positions=prompt_positions,
+            queries,
+            understanding_pixels=understanding_pixels,
+            image_grid_thw=image_grid_thw,
+            position_ids=position_ids,
             num_shared_prefix_tokens=num_shared_prefix_tokens,
-        ) as cache:
-            states = language_model(
-                inputs_embeds=queries,
-                attention_mask=query_mask(),
-                position_ids=query_positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        return Condition(states if groups is None else groups.take(states))
+            query_places=query_places,
+            query_rows=query_rows,
+        )
 
     def embed(
         self,
@@ -315,21 +210,13 @@ class QwenVL(VisionLanguageModel):
         number = None
         if not len(understanding_pixels):
             number = 0
-            understanding_pixels, image_grid_thw = self._blank_token(understanding_pixels.device)
+            understanding_pixels, image_grid_thw = self.patches.blank(understanding_pixels.device)
             if not self._ranks_wait_for_tower():
                 return understanding_pixels.new_zeros(0, self.width)
         visual = self.model.model.visual
         pixels = understanding_pixels.to(visual.dtype)
         layout = self._tower_layouts(image_grid_thw, pixels.device)
         return visual(pixels, grid_thw=image_grid_thw, **layout).pooler_output[:number]
-
-    def _blank_token(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Patches and grid of an image of one token, or of a whole one, in the mean colour."""
-        vision, side = self.vision, self.vision.spatial_merge_size
-        if vision.position_std:
-            side = self.image_size // vision.patch_size
-        numbers = 3 * vision.temporal_patch_size * vision.patch_size**2
-        return torch.zeros(side * side, numbers, device=device), torch.tensor([[1, side, side]])
 
     def _ranks_wait_for_tower(self) -> bool:
         """Whether its parameters are split over ranks, or its gradients summed over them."""

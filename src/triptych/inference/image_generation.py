@@ -19,7 +19,6 @@ from triptych.prompts import (
     shared_tokens,
     token_id,
 )
-from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
 from triptych.utils.images import scaled_pixels
@@ -62,10 +61,9 @@ def condition_of_rows(
     """
     tokenizer = model.preprocessing().tokenizer
     ids, mask = pad(rows, token_id(tokenizer, PAD))
-    return model.understanding.vlm.condition(
+    return model.generation.condition(
         ids.to(model.device),
         mask.to(model.device),
-        full_tensor(model.generation.queries),
         *(each.to(model.device) for each in shown or ()),
         num_shared_prefix_tokens=shared_tokens(rows, image=token_id(tokenizer, IMAGE_PAD)),
     )

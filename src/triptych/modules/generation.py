@@ -48,6 +48,9 @@ class GenerationModule(BaseModule):
     Args:
         dit: the velocity model.
         num_queries: N.
+        num_registers: number of learned queries before these whose outputs the velocity model does
+            not see: room for what no other query should hold, like the quasi-register tokens of
+            Illustrious (arXiv 2409.19946). They are the first rows of `queries`.
         objective: "clip_flow" (CLIP features, flow matching), "clip_mse" (CLIP features,
             regression) or "vae_flow" (VAE latents, flow matching).
         query_init_std: deviation of the queries' initialization; 1 as published.
@@ -68,6 +71,7 @@ class GenerationModule(BaseModule):
         num_queries: int = 64,
         objective: Literal["clip_flow", "clip_mse", "vae_flow"] = "clip_flow",
         *,
+        num_registers: int = 0,
         query_init_std: float = 1.0,
         flow: FlowConfig = DEFAULT_FLOW,
         sampling: FlowSamplerConfig = DEFAULT_SAMPLING,
@@ -78,8 +82,13 @@ class GenerationModule(BaseModule):
         **training: Any,
     ) -> None:
         sampling.check()
+        if num_queries < 1 or num_registers < 0:
+            raise UserError(
+                f"generation has num_queries {num_queries} and num_registers {num_registers}; give "
+                "1 query or more, and 0 registers or more."
+            )
         super().__init__(trainable=trainable or ["queries", "dit"], **training)
-        self.dit, self.num_queries = dit, num_queries
+        self.dit, self.num_queries, self.num_registers = dit, num_queries, num_registers
         self.objective, self.query_init_std = OBJECTIVES[objective], query_init_std
         self.flow, self.sampling, self.prompt = flow, sampling, prompt
         self.vlm, self.encoder = vlm, encoder
@@ -101,7 +110,8 @@ class GenerationModule(BaseModule):
         return self.dit.takes_source
 
     def build_own(self) -> None:
-        start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
+        rows = self.num_registers + self.num_queries
+        start = torch.randn(rows, self.condition_width) * self.query_init_std
         self.queries = nn.Parameter(start)
         if self.flow.shift == "auto" and self.objective.loss == "flow":
             known = self._neighbours[1].feature_std or 0.0  # 0: not measured so far
@@ -170,16 +180,23 @@ class GenerationModule(BaseModule):
 
     def condition_of(self, batch: Batch) -> Condition:
         """Condition [B,N,D] of the images of a batch, by its prompts."""
-        vlm, _ = self._neighbours
-        return vlm.condition(
+        return self.condition(
             batch.input_ids,
             batch.attention_mask,
-            full_tensor(self.queries),
             *batch.shown,
             position_ids=batch.position_ids,
             num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
             **batch.queries_of_prompts,
         )
+
+    def condition(
+        self, input_ids: Tensor, attention_mask: Tensor, *shown: Tensor, **options: Any
+    ) -> Condition:
+        """Condition [B,N,D] of prompts [B,T]; arguments as of `VisionLanguageModel.condition`."""
+        vlm, _ = self._neighbours
+        queries = full_tensor(self.queries)
+        states = vlm.condition(input_ids, attention_mask, queries, *shown, **options).hidden_states
+        return Condition(states[:, self.num_registers :])
 
     def source_of(self, batch: Batch) -> Source | None:
         """Source images of a batch, by the encoder of the targets; None if the model takes none."""

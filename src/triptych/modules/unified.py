@@ -25,7 +25,6 @@ from triptych.modules.unused_parts import (
     unused_in_run,
 )
 from triptych.prompts import negative_ids
-from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
 from triptych.utils.rng import Draw
 
@@ -322,7 +321,5 @@ class UnifiedModule(BaseModule):
 
     def _features_of_a_space(self) -> Tensor:
         ids = torch.tensor([negative_ids(self.preprocessing().tokenizer)], device=self.device)
-        condition = self.understanding.vlm.condition(
-            ids, torch.ones_like(ids), full_tensor(self.generation.queries)
-        )
+        condition = self.generation.condition(ids, torch.ones_like(ids))
         return self.generation.sample(condition, [self.decoder_negative_seed])

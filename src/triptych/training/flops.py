@@ -129,6 +129,7 @@ def generation_step(
     tokens: int,
     queries: int,
     *,
+    registers: int = 0,
     shared: float = 0.0,
     groups: int = 1,
     images: float = 1.0,
@@ -141,12 +142,13 @@ def generation_step(
         encoder: image encoder; None if the features are cached.
         tokens: number of tokens of the prompt, `[IMG]` included.
         queries: number of queries.
+        registers: number of queries whose outputs the velocity model does not see.
         shared: number of these tokens that are computed once for a whole batch; not counted.
         groups: number of places of the prompt at which the queries run.
         images: number of images to generate, at most one for each place.
     """
     own = tokens - shared
-    query_cost = language_model(qwen, groups * queries, tokens)
+    query_cost = language_model(qwen, groups * (registers + queries), tokens)
     dit_cost = velocity_model(dit, queries, source=dit.takes_source)
     return SampleFlops(
         language_model=prompt(qwen, own, shared).forward

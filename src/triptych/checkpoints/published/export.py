@@ -79,6 +79,11 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
 
 def _check(model: nn.Module, tensors: Tensors) -> None:
     """Check that all tensors of the model exist, fit, and have a published key."""
+    if model.generation.num_registers:
+        raise UserError(
+            "this model has register queries (num_registers), which the published layout lacks; "
+            "only a model without can be written so."
+        )
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model.understanding.vlm.text.tie_word_embeddings
     optional = key_mapping.UNPUBLISHED | ({HEAD} if tied else set())

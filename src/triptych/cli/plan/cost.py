@@ -117,16 +117,20 @@ def understanding_flops(model: UnifiedModule, counts: PromptCounts) -> float:
 def generation_flops(model: UnifiedModule, counts: PromptCounts) -> tuple[float, float]:
     """Return the FLOPs per prompt of the loss on images, with cached features and live ones."""
     qwen, dit = model.understanding.vlm, model.generation.dit
-    queries, tower = model.generation.num_queries, flops.vision_tower(qwen)
+    queries, registers = model.generation.num_queries, model.generation.num_registers
+    tower = flops.vision_tower(qwen)
     encoder = flops.image_encoder(model.encoder).forward
     if any(path.startswith("understanding") for path in model.trainable):
-        vlm = flops.language_model(qwen, counts.tokens + counts.groups * queries)
+        vlm = flops.language_model(qwen, counts.tokens + counts.groups * (registers + queries))
         velocity = flops.velocity_model(dit, queries, source=dit.takes_source)
         cached = vlm.forward + vlm.backward + counts.shown * (tower.forward + tower.backward)
         cached += counts.made * (velocity.forward + velocity.backward)
     else:
         step = flops.generation_step(
-            qwen, dit, None, counts.tokens, queries, groups=counts.groups, images=counts.made
+            *(qwen, dit, None, counts.tokens, queries),
+            registers=registers,
+            groups=counts.groups,
+            images=counts.made,
         )
         cached = step.total + counts.shown * tower.forward
     cached += counts.sources * encoder
