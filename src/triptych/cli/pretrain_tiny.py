@@ -44,8 +44,6 @@ class PretrainStage:
     """Data flags, if it does not train on the data of its stage."""
     stage: str | None = None
     """Its stage, if that is not its name."""
-    handed_on: str | None = None
-    """Part of the names of the weights that the next runs read; None is all weights."""
 
 
 # A generator memorizes 30,000 images before it generalizes over captions.
@@ -58,24 +56,33 @@ TWO = (
 )
 HALF_OF_40, HALF_OF_64 = (f"--data.init_args.batch_size={size}" for size in (20, 32))
 EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 goes on from there
-READING = ("--data.init_args.conversation_key=reading", *EARLY)
+READING = (
+    "--data.init_args.conversation_key=reading",
+    # the tower's blocks at the full rate
+    "--model.optimization.lr_overrides={'*visual.patch_embed*': 1.0e-3, '*visual.merger*': 1.0e-3}",
+    *EARLY,
+)
 ATTRIBUTES = (
     "--data.init_args.conversation_key=attribute_questions",
     "--data.init_args.part=instruct",  # more images of two kinds
     "--data.init_args.length_bucket_batches=1",  # readings and questions in every batch
+    "--model.trainable=[understanding.vlm.model.model.language_model,'*merger.position']",
+    "--model.optimization.lr_overrides={'*merger.position': 1.0e-3}",
     *EARLY,
 )
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So the
-# tower first learns what is in each cell, and the language model which attributes are of one shape;
-# it begins anew, because one that has learned to read the grid does not come to look for a kind.
+# tower first learns what is in each cell, then the language model which attributes are of one shape.
+# Meanwhile the tower is frozen: it would make colours readable without looking for a shape.
 PLAN = (
     PretrainStage(
-        "reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1", "visual"
+        "reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"
     ),
     PretrainStage(
         "attributes", 600, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
     ),
-    PretrainStage("stage1", 2500, "understanding", ("attributes",), (*TWO, HALF_OF_40)),
+    PretrainStage(
+        "stage1", 3000, "understanding", ("reading", "attributes"), (*TWO, HALF_OF_40)
+    ),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage(
@@ -170,9 +177,8 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
     for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={planned.name}"):
         flags.append(f"--trainer.logger{logger_flag}")
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
-    for other in PLAN:
-        if other.name in planned.needs:
-            flags.append(f"--model.weights.{other.label}={handed_on(other, runs)}")
+    for label, weights in beginning(planned, runs).items():
+        flags.append(f"--model.weights.{label}={weights}")
     flags.append("--ckpt_path=auto")
     return [
         "fit",
@@ -185,20 +191,33 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
     ]
 
 
-def handed_on(planned: PretrainStage, runs: Path) -> Path:
-    """Return the file of the weights of a finished run that the next runs read."""
+def beginning(planned: PretrainStage, runs: Path) -> dict[str, Path]:
+    """Return the weight file of each label from which a run starts.
+
+    Of several runs that it needs with one label, each trained a part or started from the ones
+    before: their weights are merged, of those in several the latest.
+    """
+    files: dict[str, list[Path]] = {}
+    for other in PLAN:
+        if other.name in planned.needs:
+            files.setdefault(other.label, []).append(weights_of(other, runs))
+    return {
+        label: paths[0] if len(paths) == 1 else merged(paths, runs / planned.name / "start")
+        for label, paths in files.items()
+    }
+
+
+def merged(paths: list[Path], folder: Path) -> Path:
+    """Write the tensors of several weight files to one in `folder`, later files winning."""
     import torch
     from safetensors.torch import load_file
 
     from triptych.checkpoints import read_metadata, save_weights
 
-    whole = weights_of(planned, runs)
-    if planned.handed_on is None:
-        return whole
-    part = whole.with_name(f"{planned.handed_on}.safetensors")
-    tensors = {n: each for n, each in load_file(whole).items() if f".{planned.handed_on}." in n}
-    save_weights(tensors, part, read_metadata(whole), torch.float32)
-    return part
+    tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    target = folder / "merged.safetensors"
+    save_weights(tensors, target, read_metadata(paths[-1]), torch.float32)
+    return target
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
