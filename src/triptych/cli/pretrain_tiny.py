@@ -95,7 +95,8 @@ PLAN = (
             *TWO,
             HALF_OF_64,
             "--data.init_args.changes=80000",
-            "--data.init_args.num_stories=40000",
+            "--data.init_args.stories=data/shapes_stories",  # those of stage 1
+            "--data.init_args.num_stories=30000",
         ),
     ),
 )
