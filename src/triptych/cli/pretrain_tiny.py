@@ -49,12 +49,7 @@ class PretrainStage:
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 IMAGES_ONLY = ("--data.init_args.text_only_ratio=0", "--data.init_args.stories_ratio=0")
-# Two processes with half of the batch each take two thirds of the time of one with two threads.
-TWO = (
-    "--trainer.devices=2",
-    "--trainer.strategy=ddp_find_unused_parameters_true",  # the tower in a batch of texts
-)
-HALF_OF_40, HALF_OF_64 = (f"--data.init_args.batch_size={size}" for size in (20, 32))
+TWO = "--hardware=cpu"  # processes
 EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 goes on from there
 READING = (
     "--data.init_args.conversation_key=reading",
@@ -74,26 +69,17 @@ ATTRIBUTES = (
 # tower first learns what is in each cell, then the language model which attributes are of one shape.
 # Meanwhile the tower is frozen: it would make colours readable without looking for a shape.
 PLAN = (
-    PretrainStage(
-        "reading", 350, "understanding", (), (*READING, *TWO, HALF_OF_40), "stage1"
-    ),
-    PretrainStage(
-        "attributes", 600, "understanding", ("reading",), (*ATTRIBUTES, *TWO, HALF_OF_40), "stage1"
-    ),
-    PretrainStage(
-        "stage1", 3000, "understanding", ("reading", "attributes"), (*TWO, HALF_OF_40)
-    ),
+    PretrainStage("reading", 350, "understanding", (), (*READING, TWO), "stage1"),
+    PretrainStage("attributes", 600, "understanding", ("reading",), (*ATTRIBUTES, TWO), "stage1"),
+    PretrainStage("stage1", 3000, "understanding", ("reading", "attributes"), (TWO,)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
-    PretrainStage(
-        "stage2", 4000, "generation", ("encoder", "stage1", "decoder"), (*MANY, *TWO, HALF_OF_64)
-    ),
+    PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), (*MANY, TWO)),
     PretrainStage(
         *("edits", 6000, "generation", ("encoder", "stage1", "decoder", "stage2")),
         (
             *MANY,
-            *TWO,
-            HALF_OF_64,
+            TWO,
             "--data.init_args.changes=80000",
             "--data.init_args.stories=data/shapes_stories",  # those of stage 1
             "--data.init_args.num_stories=30000",
