@@ -52,7 +52,11 @@ def test_a_part_trained_later_is_put_over_the_whole(commands):
     read = weights(commands["stage1"])["understanding"]
     assert read["understanding"].item() == NAMES.index("attributes")
     assert {"reading", "attributes"} < read.keys()
-    assert weights(commands["stage2"])["understanding"].keys() == {"stage1", "understanding"}
+    assert weights(commands["stage2"])["understanding"].keys() == {
+        "reading",
+        "stage1",
+        "understanding",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triptych.checkpoints import atomic_checkpoint
 from triptych.cli.arguments import command_parser, parse
@@ -25,6 +26,9 @@ from triptych.utils.documents import read_json_lines, read_text
 from triptych.utils.errors import UserError
 from triptych.utils.limits import TRAINING_STEPS
 from triptych.utils.paths import presets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEED = 0
 """seed_everything of conf/base.yaml."""
@@ -48,35 +52,40 @@ class PretrainStage:
 
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
-IMAGES_ONLY = ("--data.init_args.text_only_ratio=0", "--data.init_args.stories_ratio=0")
 TWO = "--hardware=cpu"  # processes
-EARLY = (*IMAGES_ONLY, "--model.optimization.lr_scheduler=constant")  # stage 1 goes on from there
+CONSTANT = "--model.optimization.lr_scheduler=constant"  # stage 1 goes on from there
+# The tower trains in the first run alone, see docs/tiny_preset.md.
+NO_TOWER = (
+    "--model.trainable=[understanding.vlm.model.model.language_model,'*merger.position']",
+    "--model.optimization.lr_overrides={'*merger.position': 1.0e-3}",
+)
 READING = (
     "--data.init_args.conversation_key=reading",
-    # the tower's blocks at the full rate
-    "--model.optimization.lr_overrides={'*visual.patch_embed*': 1.0e-3, '*visual.merger*': 1.0e-3}",
-    *EARLY,
+    "--data.init_args.text_only_ratio=0",
+    "--data.init_args.stories_ratio=0",
+    CONSTANT,
 )
 ATTRIBUTES = (
     "--data.init_args.conversation_key=attribute_questions",
     "--data.init_args.part=instruct",  # more images of two kinds
-    "--data.init_args.length_bucket_batches=1",  # readings and questions in every batch
-    "--model.trainable=[understanding.vlm.model.model.language_model,'*merger.position']",
-    "--model.optimization.lr_overrides={'*merger.position': 1.0e-3}",
-    *EARLY,
+    "--data.init_args.length_bucket_batches=1",  # some of everything in every batch
+    "--data.init_args.stories_ratio=0.1",
+    CONSTANT,
+    *NO_TOWER,
 )
-# Learning all questions at once stops at what a guess from all shapes of an image answers. So the
-# tower first learns what is in each cell, then the language model which attributes are of one shape.
-# Meanwhile the tower is frozen: it would make colours readable without looking for a shape.
+# Learning all questions at once stops at what a guess from all shapes of an image answers. So first
+# the tower learns what is in each cell, then the language model which attributes are of one shape.
 PLAN = (
     PretrainStage("reading", 350, "understanding", (), (*READING, TWO), "stage1"),
-    PretrainStage("attributes", 600, "understanding", ("reading",), (*ATTRIBUTES, TWO), "stage1"),
-    PretrainStage("stage1", 3000, "understanding", ("reading", "attributes"), (TWO,)),
+    PretrainStage("attributes", 900, "understanding", ("reading",), (*ATTRIBUTES, TWO), "stage1"),
+    PretrainStage("stage1", 3000, "understanding", ("reading", "attributes"), (*NO_TOWER, TWO)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
-    PretrainStage("stage2", 4000, "generation", ("encoder", "stage1", "decoder"), (*MANY, TWO)),
     PretrainStage(
-        *("edits", 6000, "generation", ("encoder", "stage1", "decoder", "stage2")),
+        "stage2", 4000, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
+    ),
+    PretrainStage(
+        *("edits", 6000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
         (
             *MANY,
             TWO,
@@ -181,30 +190,32 @@ def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
 def beginning(planned: PretrainStage, runs: Path) -> dict[str, Path]:
     """Return the weight file of each label from which a run starts.
 
-    Of several runs that it needs with one label, each trained a part or started from the ones
-    before: their weights are merged, of those in several the latest.
+    Of several runs that it needs with one label, the tensors are merged to one file.
     """
+    import torch
+
+    from triptych.checkpoints import read_metadata, save_weights
+
     files: dict[str, list[Path]] = {}
     for other in PLAN:
         if other.name in planned.needs:
             files.setdefault(other.label, []).append(weights_of(other, runs))
-    return {
-        label: paths[0] if len(paths) == 1 else merged(paths, runs / planned.name / "start")
-        for label, paths in files.items()
-    }
+    for label, paths in files.items():
+        if len(paths) > 1:
+            target = runs / planned.name / "start" / f"{label}.safetensors"
+            save_weights(merged(paths), target, read_metadata(paths[-1]), torch.float32)
+            paths[:] = [target]
+    return {label: path for label, (path,) in files.items()}
 
 
-def merged(paths: list[Path], folder: Path) -> Path:
-    """Write the tensors of several weight files to one in `folder`, later files winning."""
-    import torch
+def merged(paths: list[Path]) -> dict[str, Tensor]:
+    """Return the tensors of several weight files, of which each holds what its run trained.
+
+    Of a tensor in several files, the latest is taken.
+    """
     from safetensors.torch import load_file
 
-    from triptych.checkpoints import read_metadata, save_weights
-
-    tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
-    target = folder / "merged.safetensors"
-    save_weights(tensors, target, read_metadata(paths[-1]), torch.float32)
-    return target
+    return {name: tensor for path in paths for name, tensor in load_file(path).items()}
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
@@ -246,15 +257,17 @@ def train(planned: PretrainStage, runs: Path, steps: int | None) -> None:
 def collect(runs: Path) -> Path:
     """Cast the last weights of each label to float16, score them, and write provenance.json."""
     import torch
-    from safetensors.torch import load_file
 
     from triptych.checkpoints import read_metadata, save_weights
 
     folder = runs / "assets"
+    files: dict[str, list[Path]] = {}
     for planned in PLAN:
-        source = weights_of(planned, runs)
-        target = folder / f"{planned.label}.safetensors"
-        save_weights(load_file(source), target, read_metadata(source), torch.float16)
+        files.setdefault(planned.label, []).append(weights_of(planned, runs))
+    for label, paths in files.items():
+        save_weights(
+            merged(paths), folder / f"{label}.safetensors", read_metadata(paths[-1]), torch.float16
+        )
     files = sorted(folder.glob("*.safetensors"))
     record = {
         "seed": SEED,
