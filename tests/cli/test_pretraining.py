@@ -1,4 +1,4 @@
-"""The runs of `triptych pretrain`: each reads the weights of those it needs, and its flags exist."""
+"""The runs of `triptych pretrain`: what each starts from, and that its flags exist."""
 
 import sys
 
