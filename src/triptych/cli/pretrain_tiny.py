@@ -78,14 +78,14 @@ ATTRIBUTES = (
 PLAN = (
     PretrainStage("reading", 350, "understanding", (), (*READING, TWO), "stage1"),
     PretrainStage("attributes", 900, "understanding", ("reading",), (*ATTRIBUTES, TWO), "stage1"),
-    PretrainStage("stage1", 3000, "understanding", ("reading", "attributes"), (*NO_TOWER, TWO)),
+    PretrainStage("stage1", 2200, "understanding", ("reading", "attributes"), (*NO_TOWER, TWO)),
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage(
-        "stage2", 4000, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
+        "stage2", 2500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
     ),
     PretrainStage(
-        *("edits", 6000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
+        *("edits", 3000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
         (
             *MANY,
             TWO,
