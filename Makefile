@@ -98,7 +98,7 @@ $(STAGES): $(STAMP)
 	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(HARDWARE),--hardware "$(HARDWARE)") \
 		$(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
-demo: $(STAMP) ## Make images, answers and reconstructions with the shipped weights: out/demo
+demo: $(STAMP) ## Make images, edits, stories and answers with the shipped weights: out/demo
 	$(RUN) demo --out out/demo $(ARGS)
 
 app: $(STAMP) ## Show a web page to generate, chat, edit and compare: ARGS="--port=7861"

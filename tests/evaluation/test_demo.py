@@ -8,9 +8,11 @@ import pytest
 from oracle_models import Noise, Perfect, Shuffled
 
 from triptych.evaluation.shapes.demo import make_demo
+from triptych.evaluation.shapes.story_eval import kinds
 from triptych.shapes_world.captions import TASKS
 
 IMAGES = 24
+STORY_IMAGES = sum(kind != "question" for number in range(4) for kind in kinds(number))
 
 
 def test_a_perfect_model_has_a_green_page(tmp_path):
@@ -22,11 +24,16 @@ def test_a_perfect_model_has_a_green_page(tmp_path):
     assert saved["shape_eval"]["mean"] == saved["reconstruction"] == 1.0
     assert saved["question_answering"] == 1.0
     assert 100 <= saved["seconds"] == scores["seconds"] < 120
-    assert set(saved["intervals"]) == {"shape_eval", "reconstruction", "question_answering"}
+    assert saved["edits"] == saved["stories"] == 1.0
+    names = {"shape_eval", "reconstruction", "question_answering", "edits", "stories"}
+    assert set(saved["intervals"]) == set(saved["numbers"]) == names
     assert saved["intervals"]["shape_eval"] == pytest.approx([0.862, 1.0], abs=1e-3)
     assert saved["chance"]["question_answering"] < 0.6
     page = (folder / "index.html").read_text()
-    assert page.count("class='right'") == 12 * 4 + 12 and "class='wrong'" not in page
+    assert (
+        page.count("class='right'") == 12 * 4 + 12 + 12 + STORY_IMAGES
+        and "class='wrong'" not in page
+    )
     assert "expected:" not in page
     assert sorted(p.name for p in folder.iterdir()) == [
         "index.html",
@@ -40,7 +47,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     written = re.sub(r"base64,[\w+/=]*", "", page)  # images may hold "//" by chance
     assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", written)
     sources = re.findall(r"src='([^']*)'", page)
-    assert len(sources) == 48 + 12 + 24
+    assert len(sources) == 48 + 12 + 24 + 24 + STORY_IMAGES
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "image-rendering: pixelated" in page and "prefers-color-scheme: dark" in page
 

@@ -27,6 +27,11 @@ STORIES = 24
 OPTIONS = ImageOptions(batch_size=8)
 
 
+def rights(*arguments):
+    """Which turns of each story are correct."""
+    return [story.right for story in tell_stories(*arguments)]
+
+
 class Telling(Perfect):
     """Perfect but for the turns (from 0) in `wrong`, whose answer `spoil` changes."""
 
@@ -67,14 +72,14 @@ def test_stories_draw_first_and_have_evaluation_scenes():
 
 def test_a_wrong_image_is_one_wrong_turn_and_later_ones_are_about_it():
     """The background is wrong, but the next edits and questions are of the image that is there."""
-    right = columns(tell_stories(Telling({0}, other_background), STORIES, OPTIONS))
+    right = columns(rights(Telling({0}, other_background), STORIES, OPTIONS))
     assert sum(right[0]) < STORIES  # a caption that names no background allows it
     for place in right[1:]:
         assert all(place)
 
 
 def test_a_wrong_edit_or_answer_is_one_wrong_turn():
-    right = columns(tell_stories(Telling({2}, other_background), STORIES, OPTIONS))
+    right = columns(rights(Telling({2}, other_background), STORIES, OPTIONS))
     assert not any(right[2])
     assert all(all(right[place]) for place in (0, 1, 3, 4))
 
@@ -84,7 +89,7 @@ def test_after_an_unclear_image_no_turn_is_right():
         pixels = numpy.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=numpy.uint8)
         return [Image.fromarray(pixels)]
 
-    right = tell_stories(Telling({0}, noise), STORIES, OPTIONS)
+    right = rights(Telling({0}, noise), STORIES, OPTIONS)
     assert not any(any(story) for story in right)
 
 
@@ -94,7 +99,7 @@ def test_after_an_unclear_image_no_turn_is_right():
     ids=["nothing", "twice", "words"],
 )
 def test_an_answer_is_one_image_or_the_words_and_nothing_else(spoil):
-    right = columns(tell_stories(Telling({1}, spoil), STORIES, OPTIONS))
+    right = columns(rights(Telling({1}, spoil), STORIES, OPTIONS))
     assert all(right[0]) and not any(right[1])
 
 
@@ -109,18 +114,18 @@ def test_a_conversation_that_is_too_long_ends_alone():
             return super().converse(conversations, **options)
 
     long = next_turn(3, 0, None).prompt
-    right = tell_stories(Forgetful(STORIES), STORIES, OPTIONS)
+    right = rights(Forgetful(STORIES), STORIES, OPTIONS)
     assert right[3] == [True, True, False, False, False]
     assert all(all(story) for number, story in enumerate(right) if number != 3)
 
 
 def test_batches_and_processes_change_nothing_and_no_seed_comes_twice():
     model, whole = Telling({1}, other_background), Telling({1}, other_background)
-    right = tell_stories(model, STORIES, ImageOptions(batch_size=5, seed=2))
-    assert right == tell_stories(whole, STORIES, ImageOptions(batch_size=64, seed=2))
+    right = rights(model, STORIES, ImageOptions(batch_size=5, seed=2))
+    assert right == rights(whole, STORIES, ImageOptions(batch_size=64, seed=2))
     assert sorted(model.seeds) == sorted(whole.seeds)
     assert len(set(model.seeds)) == len(model.seeds) == STORIES * TURNS
-    some = tell_stories(model, 4, ImageOptions(seed=2, numbers=range(8, 12)))
+    some = rights(model, 4, ImageOptions(seed=2, numbers=range(8, 12)))
     assert some == right[8:12]
 
 
@@ -158,9 +163,9 @@ def test_images_of_another_size_and_no_stories_are_refused():
         return [Image.new("RGB", (64, 64))]
 
     with pytest.raises(UserError, match="makes 64x64"):
-        tell_stories(Telling({0}, large), 2, OPTIONS)
+        rights(Telling({0}, large), 2, OPTIONS)
     with pytest.raises(UserError, match="0 of them"):
-        tell_stories(SimpleNamespace(), 0, OPTIONS)
+        rights(SimpleNamespace(), 0, OPTIONS)
 
 
 def test_a_model_that_never_draws_has_no_turn_right(pipe):

@@ -1,4 +1,4 @@
-"""`triptych demo`: page of scores, images, answers and reconstructions of a shapes model."""
+"""`triptych demo`: page of what a model of the shapes world makes and answers, and its scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = """\
   triptych demo --out out/demo
   triptych demo --from runs/tiny/stage2 --ema --out out/stage2
 
-The scores are printed as JSON; the tiny preset takes half a minute on one CPU core."""
+The scores are printed as JSON; the tiny preset takes less than a minute on one CPU core."""
 
 
 def demo(arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def demo(arguments: list[str]) -> None:
     started = time.time()
     parser = command_parser(
         "demo",
-        "Write a page of images, answers and reconstructions of a model of the shapes world.",
+        "Write a page of what a model of the shapes world makes and answers.",
         EXAMPLES,
     )
     parser.add_argument(

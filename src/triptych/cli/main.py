@@ -36,7 +36,7 @@ COMMANDS = {
         "reconstructions by encoder and decoder: triptych reconstruct x.png",
     ),
     "eval": ("eval.main:evaluate", "scores of a model: triptych eval shapes --out scores.json"),
-    "demo": ("demo:demo", "page of images, answers and reconstructions: triptych demo"),
+    "demo": ("demo:demo", "page of images, edits, stories and answers: triptych demo"),
     "app": ("app:app", "web page to generate, chat, edit and compare: triptych app"),
     "serve": ("serve:serve", "OpenAI's HTTP interface to a model: triptych serve --port 8000"),
     "convert": (

@@ -306,4 +306,4 @@ def _edited(model: Any, plan: ScoringPlan, numbers: range) -> Iterator[ItemScore
 def _told(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
     stories = range(numbers.start // TURNS, numbers.stop // TURNS)
     options = ImageOptions(len(stories), plan.seed, plan.generation_config, stories)
-    return [turn for story in tell_stories(model, len(stories), options) for turn in story]
+    return [turn for story in tell_stories(model, len(stories), options) for turn in story.right]

@@ -12,13 +12,13 @@ from triptych.evaluation.html_page import render_page
 
 @dataclass
 class DemoRow:
-    """A score: a share of `number` items, its 95% interval, and the score of chance."""
+    """A score: a share of `number` items, its 95% interval, and the score of chance if known."""
 
     name: str
     score: float
     interval: tuple[float, float]
     number: int
-    chance: float
+    chance: float | None
     total: bool = False
 
 
@@ -52,6 +52,26 @@ class Rebuilt:
     right: bool
 
 
+@dataclass
+class Edited:
+    """An image uint8 [48,48,3], and the image that an instruction made of it."""
+
+    source: numpy.ndarray
+    instruction: str
+    image: numpy.ndarray
+    right: bool
+
+
+@dataclass
+class StoryTurn:
+    """What is said in one turn of a story; images uint8 [48,48,3]."""
+
+    asked: str
+    text: str
+    images: Sequence[numpy.ndarray]
+    right: bool
+
+
 def render(
     title: str,
     rows: Sequence[DemoRow],
@@ -59,6 +79,8 @@ def render(
     drawn: Sequence[Drawn],
     answered: Sequence[Answered],
     rebuilt: Sequence[Rebuilt],
+    edited: Sequence[Edited],
+    told: Sequence[Sequence[StoryTurn]],
     note: str,
 ) -> str:
     """Render the whole page."""
@@ -69,5 +91,7 @@ def render(
         drawn=drawn,
         answered=answered,
         rebuilt=rebuilt,
+        edited=edited,
+        told=told,
         note=note,
     )

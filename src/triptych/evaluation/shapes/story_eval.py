@@ -64,7 +64,7 @@ class StoryEval(ShapesEvaluator):
         )
 
     def __call__(self, model: Any) -> dict[str, float]:
-        right = tell_stories(model, self.num_images, self.options)
+        right = [story.right for story in tell_stories(model, self.num_images, self.options)]
         scores = {
             name: mean(value for story in values for value in story)
             for name, values in turn_scores(right).items()
@@ -160,18 +160,18 @@ class Telling:
         self.is_over = not any(not isinstance(part, str) or part.strip() for part in content)
 
 
-def tell_stories(model: Any, number: int, options: ImageOptions) -> list[list[bool]]:
-    """Tell `number` stories with a model; return which turns of each are correct."""
+def tell_stories(model: Any, number: int, options: ImageOptions) -> list[Telling]:
+    """Tell `number` stories with a model, and judge their turns."""
     if number < 1:
         raise UserError(f"stories cannot be scored on {number} of them; give 1 or more.")
     numbers = list(range(number)) if options.numbers is None else list(options.numbers)
-    right: list[list[bool]] = []
+    told: list[Telling] = []
     for batch in batches(number, options.batch_size):
         stories = [Telling(numbers[n]) for n in batch]
         for place in range(TURNS):
             _tell_turn(model, stories, place, options)
-        right += [story.right for story in stories]
-    return right
+        told += stories
+    return told
 
 
 def _tell_turn(model: Any, stories: list[Telling], place: int, options: ImageOptions) -> None:
