@@ -1,6 +1,8 @@
 """Questions with short exact answers, about an image (from its scene) or about a caption.
 
 Every question has exactly one correct answer: "the circle" occurs only where there is one circle.
+What has to be looked up is named before it is answered ("top left: nothing", "circle left, square
+right: yes"), as reading the grid does: a small model looks for what it has just said.
 """
 
 from typing import Literal
@@ -133,8 +135,8 @@ def _what_is_at(scene, rng):
     """Half of the time about a cell with a shape."""
     place = pick(rng, scene.shapes).place if rng.random() < 0.5 else pick(rng, PLACES)
     found = [s for s in scene.shapes if s.place == place]
-    answer = noun_phrase(Wanted(found[0].kind, found[0].colour, found[0].size)) if found else ""
-    return f"what is at the {place}?", answer or "nothing", "content"
+    answer = f"{found[0].size} {found[0].colour} {found[0].kind}" if found else "nothing"
+    return f"what is at the {place}?", f"{place}: {answer}", "content"
 
 
 def _is_related(scene, rng):
@@ -167,7 +169,9 @@ def _relation_question(scene, rng, inverted: float):
     stated = relation if holds else INVERSE[relation]
     if inverted and stated in ("right of", "below") and rng.random() < inverted:
         first, second, stated = second, first, INVERSE[stated]
-    return f"is the {first.kind} {stated} the {second.kind}?", "yes" if holds else "no", "relation"
+    places = f"{first.kind} {first.place}, {second.kind} {second.place}"
+    answer = f"{places}: {'yes' if holds else 'no'}"
+    return f"is the {first.kind} {stated} the {second.kind}?", answer, "relation"
 
 
 _OTHERS = (

@@ -42,11 +42,11 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
 
-VERSION = 10  # incremented whenever the same seed gives other samples
+VERSION = 11  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
-STORIES_VERSION = 1
+STORIES_VERSION = 2
 STORIES_MARKER = "stories.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
