@@ -82,10 +82,10 @@ PLAN = (
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage(
-        "stage2", 2500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
+        "stage2", 4500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
     ),
     PretrainStage(
-        *("edits", 3000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
+        *("edits", 5000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
         (
             *MANY,
             TWO,
