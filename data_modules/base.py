@@ -22,6 +22,7 @@ from triptych.data_modules.sampling.step_dataset import (
     step_loader,
 )
 from triptych.interfaces import BatchContents, Preprocessing, batches_in
+from triptych.utils.errors import UserError
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -32,6 +33,8 @@ class BaseDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: number of samples per batch and rank.
+        shared_batch: `batch_size` is that of all ranks together, which take equal shares of it, so
+            that a run learns the same on any number of them.
         num_val_samples: number of validation samples of each objective.
         num_workers: number of loader processes.
         seed: random seed of the order of samples.
@@ -43,6 +46,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self,
         *,
         batch_size: int,
+        shared_batch: bool,
         num_val_samples: int,
         num_workers: int,
         seed: int,
@@ -51,6 +55,7 @@ class BaseDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.batch_size, self.num_val_samples = batch_size, num_val_samples
+        self.shared_batch = shared_batch
         self.num_workers, self.seed = num_workers, seed
         self.max_bad_fraction = max_bad_fraction
         self.decoder = decoder
@@ -66,6 +71,21 @@ class BaseDataModule(LightningDataModule, ABC):
     @abstractmethod
     def open_datasets(self) -> None:
         """Open and check all data for `self.processor`; set `val_task_datasets`. Called once."""
+
+    @property
+    def rank_batch_size(self) -> int:
+        """Number of samples of a training batch of this rank.
+
+        Raises:
+            UserError: the ranks cannot take equal shares of a shared batch.
+        """
+        ranks = self.trainer.world_size if self.shared_batch and self.trainer is not None else 1
+        if self.batch_size % ranks:
+            raise UserError(
+                f"the {ranks} ranks share batches of {self.batch_size} samples (data.shared_batch) "
+                f"and cannot take equal parts; make data.batch_size a multiple of {ranks}."
+            )
+        return self.batch_size // ranks
 
     def batch_contents(self) -> BatchContents:
         """Return the contents of all batches; unknown unless a subclass knows them.

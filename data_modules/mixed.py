@@ -55,6 +55,7 @@ class MixedDataModule(BaseDataModule):
         val_datasets: validation data sets; null validates on the first training samples.
         batch_size: number of samples per batch and rank, of each objective; a step takes as many
             batches as there are ranks, times trainer.accumulate_grad_batches.
+        shared_batch: `batch_size` is that of all ranks together, see `BaseDataModule`.
         num_val_samples: number of validation samples of each objective.
         num_workers: number of loader processes.
         seed: random seed of the order of samples.
@@ -73,6 +74,7 @@ class MixedDataModule(BaseDataModule):
         val_datasets: dict[str, DatasetConfig] | None = None,
         *,
         batch_size: int = 16,
+        shared_batch: bool = False,
         num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
@@ -83,6 +85,7 @@ class MixedDataModule(BaseDataModule):
     ) -> None:
         super().__init__(
             batch_size=batch_size,
+            shared_batch=shared_batch,
             num_val_samples=num_val_samples,
             num_workers=num_workers,
             seed=seed,
@@ -226,7 +229,7 @@ class MixedDataModule(BaseDataModule):
         return GlobalBatchSampler(
             [dataset.source for dataset in self.task_datasets[objective]],
             self.mixtures[objective],
-            self.batch_size * batches,
+            self.rank_batch_size * batches,
             seed=self.seed,
             length_bucket_batches=self.length_bucket_batches,
         )

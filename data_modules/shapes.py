@@ -34,9 +34,9 @@ class ShapesDataModule(ShardDataModule):
             which shapes are drawn, changed and asked about; 0 draws none.
         stories: folder of the stories, stories/train and /eval; null is FOLDER_stories.
         num_stories: number of training stories; null is that of images.
-        tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
-            caption_dropout, num_workers, seed, length_bucket_batches, features: settings of
-            `ShardDataModule`.
+        tasks, batch_size, shared_batch, num_val_samples, text_only_ratio, conversation_key,
+            max_turns, caption_dropout, num_workers, seed, length_bucket_batches, features: settings
+            of `ShardDataModule`.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ShapesDataModule(ShardDataModule):
         num_stories: int | None = None,
         tasks: list[str] | None = None,
         batch_size: int = 16,
+        shared_batch: bool = False,
         num_val_samples: int = 256,
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
@@ -70,6 +71,7 @@ class ShapesDataModule(ShardDataModule):
             str(self.folder / "eval"),
             tasks=tasks,
             batch_size=batch_size,
+            shared_batch=shared_batch,
             num_val_samples=num_val_samples,
             text_only_ratio=text_only_ratio,
             conversation_key=conversation_key,
@@ -126,7 +128,7 @@ class EditsDataModule(MixedDataModule):
             repeated from what the language model sees of them; the rest are captions.
         stories_ratio, stories, num_stories: settings of `ShapesDataModule`.
         world_seed: random seed of the drawings.
-        batch_size, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
+        batch_size, shared_batch, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class EditsDataModule(MixedDataModule):
         num_stories: int | None = None,
         world_seed: int = 0,
         batch_size: int = 16,
+        shared_batch: bool = False,
         num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
@@ -175,6 +178,7 @@ class EditsDataModule(MixedDataModule):
             datasets("train"),
             datasets("eval"),
             batch_size=batch_size,
+            shared_batch=shared_batch,
             num_val_samples=num_val_samples,
             num_workers=num_workers,
             seed=seed,

@@ -21,8 +21,8 @@ class ShardDataModule(MixedDataModule):
         tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
             tasks of both objectives are joint training, with one batch of each in every step.
-        batch_size, num_val_samples, num_workers, seed, length_bucket_batches, max_bad_fraction,
-            image_backend, max_pixels: settings of `MixedDataModule`.
+        batch_size, shared_batch, num_val_samples, num_workers, seed, length_bucket_batches,
+            max_bad_fraction, image_backend, max_pixels: settings of `MixedDataModule`.
         text_only_ratio, conversation_key, max_turns, caption_dropout: settings of `DatasetConfig`;
             no words are left out in validation.
         features: features of the training shards, see `DatasetConfig`; those of validation are
@@ -36,6 +36,7 @@ class ShardDataModule(MixedDataModule):
         *,
         tasks: list[str] | None = None,
         batch_size: int = 16,
+        shared_batch: bool = False,
         num_val_samples: int = 256,
         text_only_ratio: float = 0.0,
         conversation_key: str = "conversation",
@@ -72,6 +73,7 @@ class ShardDataModule(MixedDataModule):
             datasets(shards, features, caption_dropout),
             datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
             batch_size=batch_size,
+            shared_batch=shared_batch,
             num_val_samples=num_val_samples,
             num_workers=num_workers,
             seed=seed,

@@ -126,7 +126,7 @@ def test_published_recipe_is_the_default_and_keeps_its_ema_with_data(triptych, s
         (["--preset=tiny", "--stage=nothing"], "choose one of decoder, edits, encoder, joint, re"),
         (["--preset=tiny"], "--stage is missing"),
         (["--preset"], "--preset needs a value"),
-        (fit("stage2", "--hardware=fsdp3")[1:], "choose one of ddp, fsdp1, fsdp2, single"),
+        (fit("stage2", "--hardware=fsdp3")[1:], "choose one of cpu, ddp, fsdp1, fsdp2, single"),
         (fit("encoder", preset="siglip2_sana")[1:], "has no recipe for the stage 'encoder'"),
         (fit("stage2", "--data-dir", "no/such folder")[1:], "'no/such folder' does not exist"),
         (fit("stage2", "--data-dir", CONF)[1:], "holds no WebDataset shard (*.tar)"),

@@ -137,9 +137,21 @@ def trained(make, tmp_path):
 
 def test_training_command_is_the_plain_one(trained):
     """Preset, stage and data, ARGS last."""
-    assert trained("train-stage2", "ARGS=--trainer.max_steps=3 --model.seed=1") == (
-        "-P -m triptych fit --preset tiny --stage stage2 --data-dir mine "
+    arguments = ("TRAINER=single", "ARGS=--trainer.max_steps=3 --model.seed=1")
+    assert trained("train-stage2", *arguments) == (
+        "-P -m triptych fit --preset tiny --stage stage2 --hardware single --data-dir mine "
         "--trainer.max_steps=3 --model.seed=1"
+    )
+
+
+@pytest.mark.parametrize(
+    "stage,preset,processes",
+    [("stage2", "tiny", 2), ("encoder", "tiny", 1), ("stage2", "blip3o_4b", 1)],
+)
+def test_the_tiny_preset_trains_in_two_processes_without_a_gpu(trained, stage, preset, processes):
+    two = " --hardware cpu" if processes == 2 and not Path("/dev/nvidia0").exists() else ""
+    assert trained(f"train-{stage}", f"PRESET={preset}") == (
+        f"-P -m triptych fit --preset {preset} --stage {stage}{two} --data-dir mine"
     )
 
 

@@ -45,6 +45,7 @@ class StreamDataModule(BaseDataModule):
             takes those of `urls`.
         task: text_to_image, image_to_image or image_to_text.
         batch_size: number of samples per step and rank.
+        shared_batch: `batch_size` is that of all ranks together, see `BaseDataModule`.
         num_val_samples: number of validation samples, held in memory, still encoded.
         buffer: number of samples in the shuffle buffer of each worker, still encoded.
         max_image_bytes: size limit of images; a larger one is a bad sample.
@@ -61,6 +62,7 @@ class StreamDataModule(BaseDataModule):
         *,
         task: Task = TEXT_TO_IMAGE,
         batch_size: int = 16,
+        shared_batch: bool = False,
         num_val_samples: int = 64,
         buffer: int = 256,
         max_image_bytes: int = 64 << 20,
@@ -71,6 +73,7 @@ class StreamDataModule(BaseDataModule):
     ) -> None:
         super().__init__(
             batch_size=batch_size,
+            shared_batch=shared_batch,
             num_val_samples=num_val_samples,
             num_workers=num_workers,
             seed=seed,
@@ -121,7 +124,7 @@ class StreamDataModule(BaseDataModule):
             self.urls,
             self.task,
             self.processor,
-            batch_size=self.batch_size,
+            batch_size=self.rank_batch_size,
             start=trainer.global_step * accumulate,
             stop=trainer.max_steps * accumulate,
             rank=trainer.global_rank,

@@ -470,3 +470,13 @@ def test_batches_are_pinned_where_there_is_a_gpu(monkeypatch):
     for gpu in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         assert step_loader([], None, 0).pin_memory is gpu
+
+
+def test_ranks_share_a_batch_in_equal_parts():
+    data = ShapesDataModule(batch_size=6, shared_batch=True)
+    assert data.rank_batch_size == 6
+    data.trainer = SimpleNamespace(world_size=3)
+    assert data.rank_batch_size == 2 and ShapesDataModule(batch_size=6).rank_batch_size == 6
+    data.trainer.world_size = 4
+    with pytest.raises(UserError, match="the 4 ranks share batches of 6 .* a multiple of 4"):
+        _ = data.rank_batch_size
