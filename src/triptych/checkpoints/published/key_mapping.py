@@ -156,7 +156,8 @@ def vision_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "window_size",
     )
     blocks = list(vision["fullatt_block_indexes"])
-    return {**{name: vision[name] for name in taken}, "fullatt_block_indexes": blocks}
+    published = {"fullatt_block_indexes": blocks, "position_std": 0.0}  # no learned places
+    return {name: vision[name] for name in taken} | published
 
 
 def generation_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
