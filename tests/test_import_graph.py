@@ -15,6 +15,8 @@ SOURCES = {"triptych": "src/triptych"} | {
 ORDER = [
     "utils",
     "loss",
+    "policy_loss",
+    "stochastic_steps",
     "interfaces",
     "prompts",
     "guidance",
