@@ -2,6 +2,8 @@
 
 interfaces    data that flows (Batch, Condition), tasks, and base classes of the parts
 loss          flow-matching and regression losses; the sign convention
+policy_loss   losses that teach a flow from rewards
+stochastic_steps  sampling steps with noise, which have probabilities
 guidance      guidance by the prompt, and by the source image of an edit
 sampler       schedulers by name, and the sampling loop
 prompts       chat templates and control tokens, for training and inference

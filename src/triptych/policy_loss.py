@@ -1,4 +1,4 @@
-"""Losses that teach a flow from rewards, one function each. The convention is that of `triptych.loss`:
+"""Losses that teach a flow from rewards, one function each, in the convention of `triptych.loss`:
 
     x_t = (1 - t) x + t e,    v = e - x,    t = 1 is noise
 
@@ -97,7 +97,7 @@ def clipped_policy_loss(
 
 
 def matching_log_prob(velocity: Tensor, target: Tensor) -> Tensor:
-    """-|v - target|^2 [B], a mean over values: the likelihood of a flow up to a factor and constant.
+    """-|v - target|^2 [B], a mean over values: a flow's log-likelihood but for scale and constant.
 
     With it `clipped_policy_loss` is advantage weighted matching (Xue et al. 2025, arXiv
     2509.25050): the flow loss of a sample, times its advantage while the ratio is within the clip.
@@ -114,7 +114,8 @@ def preference_loss(
 ) -> Tensor:
     """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, eq. 14), its flow form, for pairs [B].
 
-        loss = -log sigmoid(beta / 2 [(chosen - reference_chosen) - (rejected - reference_rejected)])
+        loss = -log sigmoid(beta / 2 margin)
+        margin = (chosen - reference_chosen) - (rejected - reference_rejected)
 
     Args:
         chosen, rejected: `matching_log_prob` of the model that learns, for the preferred image of a
