@@ -8,6 +8,7 @@ source         source images of edits as the generator sees them
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
 ranker         scores of single images, to choose among candidates
+reward         scores of images that a generator learns from
 
 Shape letters, used in the whole package:
     B batch, T text tokens, N queries, D width of the language model,
@@ -48,6 +49,7 @@ from triptych.interfaces.networks import (
 )
 from triptych.interfaces.preprocessing import Preprocessing
 from triptych.interfaces.ranker import Ranker, as_ranker, ranked
+from triptych.interfaces.reward import Reward, RewardSample, as_reward, rewarded
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
 from triptych.interfaces.source import Source
 
@@ -73,6 +75,8 @@ __all__ = [
     "Preprocessing",
     "READ_BY_THE_HOST",
     "Ranker",
+    "Reward",
+    "RewardSample",
     "SamplerConfig",
     "Sampling",
     "Source",
@@ -83,9 +87,11 @@ __all__ = [
     "VelocityModel",
     "VisionLanguageModel",
     "as_ranker",
+    "as_reward",
     "batches_in",
     "bind_condition",
     "drawn",
     "label_indices",
     "ranked",
+    "rewarded",
 ]
