@@ -63,8 +63,8 @@ def as_reward(given: Any) -> Reward:
         return given
     if not callable(given) or isinstance(given, type):
         raise UserError(
-            f"the reward {str(given)[:40]!r} cannot be called; give a triptych.interfaces.Reward, or "
-            "a function of images uint8 [B,3,H,W] and samples that returns scores [B]."
+            f"the reward {str(given)[:40]!r} cannot be called; give a triptych.interfaces.Reward, "
+            "or a function of images uint8 [B,3,H,W] and samples that returns scores [B]."
         )
     name = getattr(given, "name", None) or getattr(given, "__name__", type(given).__name__)
     return _FunctionReward(given, str(name))
