@@ -47,6 +47,7 @@ from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
 from triptych.data_modules.sources.base import BadSample, DataSource, Sample
 from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.prompts import PromptFile, ShapesPrompts
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
 
@@ -63,8 +64,10 @@ __all__ = [
     "EditsDataModule",
     "ImageFolder",
     "MixedDataModule",
+    "PromptFile",
     "Sample",
     "ShapesDataModule",
+    "ShapesPrompts",
     "ShardDataModule",
     "ShardFolder",
     "StreamDataModule",

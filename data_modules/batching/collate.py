@@ -21,6 +21,7 @@ from triptych.interfaces import (
     IMAGE_GENERATION,
     INTERLEAVED,
     INTERLEAVED_IMAGES,
+    REWARDED_GENERATION,
     TURN,
     Batch,
     Preprocessing,
@@ -252,6 +253,8 @@ class Collator:
                 [target.features for target in targets]
             )
             self._add_sources(batch, [target.source for target in targets])
+        elif self.objective == REWARDED_GENERATION:
+            batch.prompts = [prompt.caption for prompt in prompts]
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)
