@@ -31,6 +31,7 @@ ORDER = [
     "modules",
     "inference",
     "evaluation",
+    "rewards",
     "serving",
     "cli",
 ]

@@ -14,6 +14,7 @@ training      optimizer, freezing, precision, FSDP2, ranks, FLOPs
 checkpoints   weight files, training checkpoints, run folders; published/ reads released layouts
 inference     pipeline, model loading, chat messages, CPU offload, quantization
 evaluation    benchmarks and their reports
+rewards       scores of images that a generator learns from
 serving       OpenAI-compatible HTTP server, and the Gradio web page
 cli           the `triptych` command: every command and every flag
 shapes_world  synthetic data set with an exact checker
