@@ -137,14 +137,16 @@ class RewardTuningModule(BaseModule):
         drawn = self._drawn_for(batch)
         settings = self._settings(batch)
         x_t, t = self.algorithm.point(drawn, settings)
-        velocity = self._velocity(batch)(x_t, t)
-        old_velocity = None
+        # Other weights first: to exchange them breaks the graph of a velocity that is to learn.
+        old_velocity = reference = None
         if self.algorithm.uses_old_velocity:
             old_velocity = self._velocity_of(self._old, batch, x_t, t)
-        losses, metrics = self.algorithm.loss(velocity, old_velocity, drawn, settings)
-        loss = losses.mean()
         if self._reference is not None:
             reference = self._velocity_of(self._reference, batch, x_t, t)
+        velocity = self._velocity(batch)(x_t, t)
+        losses, metrics = self.algorithm.loss(velocity, old_velocity, drawn, settings)
+        loss = losses.mean()
+        if reference is not None:
             distance = velocity_penalty(velocity, reference).mean()
             loss = loss + self.reference_weight * distance
             metrics["reference_distance"] = distance.detach()

@@ -241,6 +241,11 @@ class UnifiedModule(BaseModule):
             )
         return torch.stack(losses).sum(), metrics
 
+    @property
+    def steps_are_alike(self) -> bool:
+        """Whether the arithmetic of one step is that of all: rewards are asked in some only."""
+        return "reward_tuning" not in self.loss_weights
+
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
         """Generation loss at fixed times [len(timesteps)]; see `GenerationModule`."""
         return self.generation.loss_at_timesteps(batch, timesteps)
