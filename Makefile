@@ -22,7 +22,7 @@ STACK := .venv-stack/.set-up
 LOWEST := .venv-lowest/.set-up
 # -P: no file of the current folder is in the place of a module
 RUN := .venv/bin/python -P -m triptych
-STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint train-rl
 # Without a GPU two processes train the tiny preset nearly twice as fast as one with two threads; the
 # loss of the encoder compares the samples of one process.
 ifneq ($(PRESET)$(wildcard /dev/nvidia0),tiny)
@@ -93,6 +93,7 @@ train-stage3: ## Tune generation on a smaller curated set, from your stage 2
 train-edits: ## Tune generation on edits of images, and captions so that it keeps them
 train-reconstruct: ## Tune generation without captions, to repeat what the language model sees
 train-joint: ## Train understanding and generation together
+train-rl: ## Tune generation by rewards of its own images, without new ones
 
 $(STAGES): $(STAMP)
 	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(HARDWARE),--hardware "$(HARDWARE)") \

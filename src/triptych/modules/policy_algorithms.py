@@ -48,8 +48,6 @@ class Drawn:
     """[R], 0 until they are scored."""
     path: Tensor | None = None
     """[R,S+1,C,h,w], the samples of all steps, from noise to features; of stochastic policies."""
-    log_probs: Tensor | None = None
-    """[R,S], of the steps of `path` when they were drawn."""
     stochastic: range | None = None
     """Steps of `path` that were drawn with noise."""
 
@@ -77,8 +75,6 @@ class PolicyAlgorithm(ABC):
     """Deviation by which rewards are divided, see `policy_loss.advantages`."""
     draws_by_sampler = True
     """Whether images come from the ordinary sampler; else from `draw`."""
-    uses_old_velocity = True
-    """Whether `loss` wants the velocity of the policy that drew."""
 
     def draw(
         self, velocity: Velocity, noise: Tensor, rows: list[int], settings: DrawSettings
@@ -92,9 +88,14 @@ class PolicyAlgorithm(ABC):
 
     @abstractmethod
     def loss(
-        self, velocity: Tensor, old_velocity: Tensor | None, drawn: Drawn, settings: DrawSettings
+        self, velocity: Tensor, old_velocity: Tensor, drawn: Drawn, settings: DrawSettings
     ) -> tuple[Tensor, Metrics]:
-        """Loss [R] of velocities [R,C,h,w] at `point`, and metrics."""
+        """Loss [R] of velocities [R,C,h,w] at `point`, and metrics.
+
+        Both velocities are of the same call on the same rows, that of the policy that drew with its
+        weights: before the first update they are equal to the bit, which those of the draw, in
+        batches of another size, are not.
+        """
 
 
 class _OnThePath(PolicyAlgorithm):
@@ -136,7 +137,7 @@ class DiffusionNFT(_OnThePath):
         self.beta, self.limit = beta, limit
 
     def loss(
-        self, velocity: Tensor, old_velocity: Tensor | None, drawn: Drawn, settings: DrawSettings
+        self, velocity: Tensor, old_velocity: Tensor, drawn: Drawn, settings: DrawSettings
     ) -> tuple[Tensor, Metrics]:
         x_t, _, t = self._noised(drawn, settings)
         r = optimality(drawn.advantages, self.limit)
@@ -159,7 +160,7 @@ class AdvantageWeightedMatching(_OnThePath):
         self.clip = clip
 
     def loss(
-        self, velocity: Tensor, old_velocity: Tensor | None, drawn: Drawn, settings: DrawSettings
+        self, velocity: Tensor, old_velocity: Tensor, drawn: Drawn, settings: DrawSettings
     ) -> tuple[Tensor, Metrics]:
         _, target, _ = self._noised(drawn, settings)
         old = matching_log_prob(old_velocity, target)
@@ -187,7 +188,6 @@ class FlowGRPO(PolicyAlgorithm):
     """
 
     draws_by_sampler = False
-    uses_old_velocity = False
 
     def __init__(
         self,
@@ -237,22 +237,14 @@ class FlowGRPO(PolicyAlgorithm):
         self, velocity: Velocity, noise: Tensor, rows: list[int], settings: DrawSettings
     ) -> Drawn:
         grid, stochastic = self.grid(settings.shift), self.stochastic(settings.iteration)
-        x, samples, log_probs = noise.float(), [noise.float()], []
+        x, samples = noise.float(), [noise.float()]
         for index, (t, t_next) in enumerate(zip(grid, grid[1:], strict=False)):
             level = self.noise_level if index in stochastic else 0.0
             step = self._step(velocity(x, x.new_full((len(x),), t)), x, t, t_next, level)
             fresh = normal(x.shape[1:], settings.seed, f"policy-step-{index}", rows, x.device)
             x = step.sample(fresh)
             samples.append(x)
-            log_probs.append(self._log_prob(step, x) if level else x.new_zeros(len(x)))
-        return Drawn(
-            rows,
-            x,
-            x.new_zeros(len(x)),
-            path=torch.stack(samples, 1),
-            log_probs=torch.stack(log_probs, 1),
-            stochastic=stochastic,
-        )
+        return Drawn(rows, x, x.new_zeros(len(x)), torch.stack(samples, 1), stochastic)
 
     def point(self, drawn: Drawn, settings: DrawSettings) -> tuple[Tensor, Tensor]:
         indices = self._indices(drawn, settings)
@@ -260,14 +252,17 @@ class FlowGRPO(PolicyAlgorithm):
         return drawn.path[torch.arange(len(indices)), indices], grid[indices]
 
     def loss(
-        self, velocity: Tensor, old_velocity: Tensor | None, drawn: Drawn, settings: DrawSettings
+        self, velocity: Tensor, old_velocity: Tensor, drawn: Drawn, settings: DrawSettings
     ) -> tuple[Tensor, Metrics]:
         indices, every = self._indices(drawn, settings), torch.arange(len(drawn.rows))
         grid = torch.tensor(self.grid(settings.shift), device=indices.device)
         level = torch.full_like(grid[indices], self.noise_level)
         x, following = drawn.path[every, indices], drawn.path[every, indices + 1]
-        step = self.step(x, velocity, grid[indices], grid[indices + 1], level)
-        new, old = self._log_prob(step, following), drawn.log_probs[every, indices]
+        numbers = grid[indices], grid[indices + 1], level
+        new, old = (
+            self._log_prob(self.step(x, each, *numbers), following)
+            for each in (velocity, old_velocity)
+        )
         found = clipped_policy_loss(new, old, drawn.advantages, self.clip)
         return found, ratio_metrics(new, old, self.clip)
 

@@ -107,6 +107,7 @@ class RewardTuningModule(BaseModule):
         self.reference_weight, self.draw_batch_size = reference_weight, draw_batch_size
         self.iteration = -1
         """Number of the set of images that the policy learns from."""
+        self._step_of_iteration: int | None = None
         self._drawn: dict[int, Drawn] = {}  # first sample number of a batch -> its images
         self._scored: dict[int, Metrics] = {}
         self._old: WeightCopy | None = None
@@ -138,9 +139,8 @@ class RewardTuningModule(BaseModule):
         settings = self._settings(batch)
         x_t, t = self.algorithm.point(drawn, settings)
         # Other weights first: to exchange them breaks the graph of a velocity that is to learn.
-        old_velocity = reference = None
-        if self.algorithm.uses_old_velocity:
-            old_velocity = self._velocity_of(self._old, batch, x_t, t)
+        old_velocity = self._velocity_of(self._old, batch, x_t, t)
+        reference = None
         if self._reference is not None:
             reference = self._velocity_of(self._reference, batch, x_t, t)
         velocity = self._velocity(batch)(x_t, t)
@@ -178,7 +178,7 @@ class RewardTuningModule(BaseModule):
     def _is_new_iteration(self) -> bool:
         """Whether this is the first micro-batch of a step."""
         step = 0 if self._trainer is None else self.trainer.global_step
-        is_new = step != getattr(self, "_step_of_iteration", None)
+        is_new = step != self._step_of_iteration
         self._step_of_iteration = step
         return is_new
 
@@ -315,7 +315,6 @@ def _joined(parts: Iterable[Drawn]) -> Drawn:
     )
     if first.path is not None:
         joined.path = torch.cat([part.path for part in parts])
-        joined.log_probs = torch.cat([part.log_probs for part in parts])
     return joined
 
 
