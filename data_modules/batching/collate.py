@@ -25,6 +25,7 @@ from triptych.interfaces import (
     TURN,
     Batch,
     Preprocessing,
+    RewardSample,
     label_indices,
 )
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
@@ -254,7 +255,9 @@ class Collator:
             )
             self._add_sources(batch, [target.source for target in targets])
         elif self.objective == REWARDED_GENERATION:
-            batch.prompts = [prompt.caption for prompt in prompts]
+            batch.reward_samples = [
+                RewardSample(each.prompt.caption, each.key, each.prompt.facts) for each in examples
+            ]
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)

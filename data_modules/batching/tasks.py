@@ -19,7 +19,7 @@ tasks of one objective.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -78,6 +78,8 @@ class Prompt:
     """The images to make in a conversation."""
     caption: str = ""
     """The caption, for a reward."""
+    facts: dict = field(default_factory=dict)
+    """Metadata of the sample, for a reward."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def text_to_reward(
     ids = generation_ids(
         processor.tokenizer, caption, processor.max_tokens, key=key, template=processor.template
     )
-    return Prompt(ids, caption=caption)
+    return Prompt(ids, caption=caption, facts=dataset.metadata(number))
 
 
 def image_to_image(

@@ -39,7 +39,7 @@ class PromptFile(_Prompts):
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = Path(path), str(path)
-        self._rows: list[tuple[str, str]] = []
+        self._rows: list[tuple[str, str, dict]] = []
 
     def open(self) -> PromptFile:
         """Read the file.
@@ -54,7 +54,7 @@ class PromptFile(_Prompts):
             found = [fields[key] for key in ("prompt", *CAPTION_KEYS) if key in fields]
             if not found or not isinstance(found[0], str) or not found[0].strip():
                 raise UserError(f'{place} has no text "prompt"; give it one.')
-            self._rows.append((str(fields.get("key", len(self._rows))), found[0]))
+            self._rows.append((str(fields.get("key", len(self._rows))), found[0], fields))
         if not self._rows:
             raise UserError(f"{self.path} holds no prompt; give one a line.")
         return self
@@ -67,6 +67,10 @@ class PromptFile(_Prompts):
 
     def caption(self, number: int) -> str:
         return self._rows[number][1]
+
+    def metadata(self, number: int) -> dict:
+        """All fields of a JSON line."""
+        return self._rows[number][2]
 
     def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         return np.array([len(self._rows[n][1].encode()) for n in numbers], np.int64)

@@ -11,6 +11,7 @@ the tokens of a discrete model as for the steps of a flow.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -37,6 +38,13 @@ def advantages(rewards: Tensor, spread: Spread = "all") -> Tensor:
     if spread == "group":
         return centred / (rewards.std(1, keepdim=True, correction=0) + EPSILON)
     return centred / (rewards.std(correction=0) + EPSILON)
+
+
+def standardized(parts: Mapping[str, Tensor]) -> Tensor:
+    """Scores of several rewards, each without its mean and in units of its deviation: [M,...]."""
+    return torch.stack(
+        [(each - each.mean()) / (each.std(correction=0) + EPSILON) for each in parts.values()]
+    )
 
 
 def optimality(advantage: Tensor, limit: float = 1.0) -> Tensor:

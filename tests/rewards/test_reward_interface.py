@@ -24,12 +24,12 @@ class Named(Reward):
 def test_a_function_is_a_reward_with_its_name():
     reward = as_reward(length)
     assert reward.name == "length" and as_reward(reward) is reward
-    assert rewarded(reward, IMAGES, SAMPLES).tolist() == [1, 2, 3]
+    assert rewarded(reward, IMAGES, SAMPLES)["length"].tolist() == [1, 2, 3]
 
 
 def test_scores_are_float32_without_gradient():
     value = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    scores = rewarded(as_reward(lambda images, samples: value), IMAGES, SAMPLES)
+    (scores,) = rewarded(as_reward(lambda images, samples: value), IMAGES, SAMPLES).values()
     assert scores.dtype == torch.float32 and not scores.requires_grad
 
 

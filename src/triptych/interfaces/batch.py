@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import register_dataclass
 
+from triptych.interfaces.reward import RewardSample
 from triptych.utils.rng import Draw
 
 TEXT_TO_IMAGE = "text_to_image"
@@ -95,8 +96,8 @@ class Batch:
     may_have_source: bool = False
     """Whether a task of this batch has source images that the model takes; equal on every rank,
     also where this batch holds none."""
-    prompts: list[str] = field(default_factory=list)
-    """[B] captions of the images that rewards score; empty in other batches."""
+    reward_samples: list[RewardSample] = field(default_factory=list)
+    """[B], what the images are made for that rewards score; empty in other batches."""
     repetition: int = 0
     """How many steps before this one took the same samples, see `MixedDataModule`."""
     draws: dict[str, Tensor] = field(default_factory=dict)

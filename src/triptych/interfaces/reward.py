@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class RewardSample:
     """The caption, as the data holds it."""
     key: str = ""
     """Name of the sample in its data set; empty for a prompt of no data set."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the data says of it, such as the fields of its line in a file of prompts."""
 
 
 RewardFunction = Callable[[Tensor, Sequence[RewardSample]], Tensor]
@@ -40,6 +42,15 @@ class Reward(Ranker):
     @abstractmethod
     def __call__(self, images: Tensor, samples: Sequence[RewardSample]) -> Tensor:
         """Scores [B] of images uint8 [B,3,H,W] on the CPU for as many samples."""
+
+    def parts(self, images: Tensor, samples: Sequence[RewardSample]) -> dict[str, Tensor]:
+        """Scores [B] by name, of which `combined` makes one: those of an ensemble's members."""
+        return {self.name: self(images, samples)}
+
+    def combined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """One score for each image, of those in `parts`, which may be of any shape."""
+        (scores,) = parts.values()
+        return scores
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self(images, [RewardSample(prompt) for prompt in prompts])
@@ -70,14 +81,15 @@ def as_reward(given: Any) -> Reward:
     return _FunctionReward(given, str(name))
 
 
-def rewarded(reward: Reward, images: Tensor, samples: Sequence[RewardSample]) -> Tensor:
-    """Scores float32 [B] of a reward on the CPU, checked.
+def rewarded(reward: Reward, images: Tensor, samples: Sequence[RewardSample]) -> dict[str, Tensor]:
+    """`Reward.parts`, float32 [B] each on the CPU, checked.
 
     Raises:
         UserError: the reward raised something, or did not return one finite number for each image.
     """
     try:
-        scores = torch.as_tensor(reward(images, samples)).detach().float().cpu()
+        parts = reward.parts(images, samples)
+        found = {name: torch.as_tensor(value).detach() for name, value in parts.items()}
     except UserError:
         raise
     except Exception as error:
@@ -85,15 +97,19 @@ def rewarded(reward: Reward, images: Tensor, samples: Sequence[RewardSample]) ->
             f"the reward {reward.name!r} failed on {len(images)} images with "
             f"{type(error).__name__}: {error}"
         ) from error
-    if scores.shape != (len(images),):
+    return {name: _checked(name, value.float().cpu(), samples) for name, value in found.items()}
+
+
+def _checked(name: str, scores: Tensor, samples: Sequence[RewardSample]) -> Tensor:
+    if scores.shape != (len(samples),):
         raise UserError(
-            f"the reward {reward.name!r} returned scores of shape {list(scores.shape)} for "
-            f"{len(images)} images; return one number for each."
+            f"the reward {name!r} returned scores of shape {list(scores.shape)} for "
+            f"{len(samples)} images; return one number for each."
         )
     if not scores.isfinite().all():
         worst = int((~scores.isfinite()).nonzero()[0])
         raise UserError(
-            f"the reward {reward.name!r} returned {float(scores[worst])} for an image of "
+            f"the reward {name!r} returned {float(scores[worst])} for an image of "
             f"{samples[worst].prompt[:60]!r}; return a finite number for each image."
         )
     return scores

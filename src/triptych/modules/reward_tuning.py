@@ -16,7 +16,6 @@ from triptych.interfaces import (
     Condition,
     FlowSamplerConfig,
     Reward,
-    RewardSample,
     as_reward,
     bind_condition,
     rewarded,
@@ -24,7 +23,7 @@ from triptych.interfaces import (
 from triptych.modules.base import BaseModule, Metrics
 from triptych.modules.generation import GenerationModule
 from triptych.modules.policy_algorithms import DiffusionNFT, Drawn, DrawSettings, PolicyAlgorithm
-from triptych.policy_loss import advantages, velocity_penalty
+from triptych.policy_loss import advantages, standardized, velocity_penalty
 from triptych.sampler import noise_from_seeds, sample_flow
 from triptych.training.weight_copy import WeightCopy
 from triptych.utils.errors import UserError
@@ -219,11 +218,12 @@ class RewardTuningModule(BaseModule):
                 )
                 for some in _chunks(len(rows), self.draw_batch_size)
             )
-        scores = self._scores(batch, drawn)
-        of_all = _of_all_ranks(scores)
-        mine = advantages(of_all, self.algorithm.spread)
-        drawn.advantages = mine[_rows_of_rank(len(scores))].flatten().to(drawn.features.device)
-        return drawn, _score_metrics(of_all, drawn.features.unflatten(0, (-1, self.group_size)))
+        parts = _of_all_ranks(self._scores(batch, drawn, self.group_size))
+        scores = self._neighbours[2].combined(parts)
+        mine = advantages(scores, self.algorithm.spread)[_rows_of_rank(len(batch))]
+        drawn.advantages = mine.flatten().to(drawn.features.device)
+        features = drawn.features.unflatten(0, (-1, self.group_size))
+        return drawn, _score_metrics(scores, parts, features)
 
     def _draw_some(
         self, condition: Condition, noise: Tensor, rows: list[int], settings: DrawSettings
@@ -243,23 +243,22 @@ class RewardTuningModule(BaseModule):
         )
         return Drawn(rows, features.float(), features.new_zeros(len(rows)).float())
 
-    def _scores(self, batch: Batch, drawn: Drawn) -> Tensor:
-        """Scores float32 [P,K] of drawn images, on the CPU."""
+    def _scores(self, batch: Batch, drawn: Drawn, group_size: int) -> dict[str, Tensor]:
+        """Scores float32 [P,K] of drawn images on the CPU, by the parts of the reward."""
         _, decode, reward = self._neighbours
         if reward is None:
             raise UserError(
                 "reward tuning has no reward; name one, --model.reward=my_package.MyReward."
             )
-        samples = [
-            RewardSample(prompt, key)
-            for prompt, key in zip(batch.prompts, batch.keys, strict=True)
-            for _ in range(self.group_size)
-        ]
+        samples = [each for each in batch.reward_samples for _ in range(group_size)]
         found = []
         for some in _chunks(len(samples), self.draw_batch_size):
             images = decode(drawn.features[some], drawn.rows[some]).cpu()
             found.append(rewarded(reward, images, samples[some]))
-        return torch.cat(found).unflatten(0, (-1, self.group_size))
+        return {
+            name: torch.cat([each[name] for each in found]).unflatten(0, (-1, group_size))
+            for name in found[0]
+        }
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -277,12 +276,12 @@ class RewardTuningModule(BaseModule):
             shift=generation.shift,
         )
         drawn = Drawn(seeds, features.float(), features.new_zeros(len(batch)).float())
-        group, self.group_size = self.group_size, 1
-        try:
-            score = self._scores(batch, drawn).mean().to(features.device)
-        finally:
-            self.group_size = group
-        return -score, {"reward": score}
+        parts = {
+            name: scores.mean().to(features.device)
+            for name, scores in self._scores(batch, drawn, 1).items()
+        }
+        score = torch.stack([*parts.values()]).mean()
+        return -score, {"reward": score, **_several(parts)}
 
     # Checkpoints --------------------------------------------------------------------------------
 
@@ -328,13 +327,13 @@ def _evaluating(generation: GenerationModule) -> Iterator[None]:
         generation.train()
 
 
-def _of_all_ranks(scores: Tensor) -> Tensor:
-    """Scores [P,K] of the prompts of all ranks, in their order."""
+def _of_all_ranks(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scores [P,K] by part of the prompts of all ranks, in their order."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return scores
+        return parts
     gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, scores)
-    return torch.cat(gathered)
+    distributed.all_gather_object(gathered, parts)
+    return {name: torch.cat([each[name] for each in gathered]) for name in parts}
 
 
 def _rows_of_rank(number: int) -> slice:
@@ -344,10 +343,17 @@ def _rows_of_rank(number: int) -> slice:
     return slice(rank * number, (rank + 1) * number)
 
 
-def _score_metrics(scores: Tensor, features: Tensor) -> Metrics:
+def _several(parts: Mapping[str, Tensor]) -> Metrics:
+    """Values of the parts of a reward by their names in logs; none of a reward without parts."""
+    return {f"reward/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}
+
+
+def _score_metrics(scores: Tensor, parts: Mapping[str, Tensor], features: Tensor) -> Metrics:
     """What is logged of scores [P,K] of all ranks and of features [P,K,C,h,w] of this one.
 
     diversity is the mean distance between two images of a prompt, over the root of their size.
+    disagreement is the mean deviation of an ensemble's members, each in units of its own deviation:
+    where it rises while the reward does, members are being deceived.
     """
     flat = features.flatten(2)
     pairs = torch.cdist(flat, flat).sum((1, 2)) / (flat.shape[1] * (flat.shape[1] - 1))
@@ -356,5 +362,8 @@ def _score_metrics(scores: Tensor, features: Tensor) -> Metrics:
         "reward_std": scores.std(1, correction=0).mean(),
         "equal_groups": (scores.std(1, correction=0) == 0).float().mean(),
         "diversity": pairs.mean() / flat.shape[2] ** 0.5,
+        **_several({name: values.mean() for name, values in parts.items()}),
     }
+    if len(parts) > 1:
+        found["disagreement"] = standardized(parts).std(0, correction=0).mean()
     return {name: value.to(features.device) for name, value in found.items()}
