@@ -1,15 +1,12 @@
 """Learning from rewards: what is drawn, what learns, exact resume, and what is refused."""
 
-from functools import partial
-
 import pytest
 import torch
-from builders import needed, unified
 from lightning import Callback, Trainer
+from reward_models import ALGORITHMS, brightness, model_of, prompts
 
 from triptych.callbacks import Checkpoint
-from triptych.data_modules import DatasetConfig, MixedDataModule, ShapesPrompts
-from triptych.interfaces import TEXT_TO_REWARD, FlowSamplerConfig
+from triptych.interfaces import FlowSamplerConfig
 from triptych.modules import (
     AdvantageWeightedMatching,
     DiffusionNFT,
@@ -17,18 +14,6 @@ from triptych.modules import (
     RewardTuningModule,
 )
 from triptych.utils.errors import UserError
-
-SAMPLING = FlowSamplerConfig(num_inference_steps=2, guidance_scale=1.0, name="dpm++")
-ALGORITHMS = {
-    "nft": DiffusionNFT,
-    "matching": AdvantageWeightedMatching,
-    "grpo": partial(FlowGRPO, 3),
-    "cps": partial(FlowGRPO, 3, step="cps", window=1, window_iterations=1),
-}
-
-
-def brightness(images, samples):
-    return images.float().mean((1, 2, 3)) / 255
 
 
 class Watch(Callback):
@@ -40,24 +25,6 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         values = {name: value.item() for name, value in trainer.logged_metrics.items()}
         self.seen.append({**values, "loss": outputs["loss"].item(), "keys": tuple(batch.keys)})
-
-
-def model_of(weights, algorithm="nft", reward=brightness, **settings):
-    options = {"group_size": 3, "sampling": SAMPLING, "draw_batch_size": 4, **settings}
-    return unified(
-        "rl",
-        weights=needed(weights, "stage2"),
-        loss_weights={"reward_tuning": 1.0},
-        trainable=["generation"],
-        reward_tuning=RewardTuningModule(ALGORITHMS[algorithm](), **options),
-        reward=reward,
-    )
-
-
-def prompts(**settings):
-    datasets = {"prompts": DatasetConfig(ShapesPrompts(number=40), TEXT_TO_REWARD)}
-    options = {"batch_size": 2, "num_val_samples": 4, "length_bucket_batches": 1}
-    return MixedDataModule(datasets, **{**options, "steps_per_batch": 2, **settings})
 
 
 def fit(model, folder, steps, *callbacks, resume=None, validate=None, **settings):
