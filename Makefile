@@ -47,7 +47,7 @@ ifneq ($(filter rehearse,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve rehearse gpu-check attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-rl bench-serve rehearse gpu-check attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -120,6 +120,9 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends with JSON
 	@.venv/bin/python benchmarks/generate.py --out benchmarks/results/generate.json \
 		--figure docs/images/samplers.png $(ARGS)
+
+bench-rl: $(STAMP) ## Compare learning from rewards with more of stage 2; ends with JSON
+	@.venv/bin/python benchmarks/rewards.py --out benchmarks/results/rewards.json $(ARGS)
 
 bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
