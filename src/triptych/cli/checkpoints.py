@@ -102,13 +102,13 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--before",
         metavar="FILE",
-        help="weight file that the run started from, or asset:NAME; for --extrapolate",
+        help="weight file that the run started from, or asset:NAME; no default",
     )
     parser.add_argument(
         "--extrapolate",
         type=EXTRAPOLATION,
         metavar="W",
-        help="before + W (weights - before): a mean of both below 1, further than the run above 1",
+        help="share of the way from --before to the run's weights, beyond them above 1; default 1",
     )
     parsed = parse(parser, arguments)
     if (parsed.before is None) != (parsed.extrapolate is None):
