@@ -32,6 +32,11 @@ def random(seed):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+def nft(velocity, old, features, x_t, t, optimality, beta=1.0):
+    where = {"features": features, "x_t": x_t, "t": t}
+    return nft_loss(velocity, old, **where, optimality=optimality, beta=beta)
+
+
 def gradient(loss, value):
     value = value.clone().requires_grad_()
     return torch.autograd.grad(loss(value).sum(), value)[0]
@@ -56,7 +61,7 @@ def test_optimality_is_a_probability():
 def test_nft_at_the_old_policy_is_a_weighted_flow_loss(drawn, beta):
     features, x_t, target, t = drawn
     old, r = random(1), torch.tensor([0.0, 0.5, 0.8])
-    found = gradient(lambda v: nft_loss(v, old, features, x_t, t, r, beta), old)
+    found = gradient(lambda v: nft(v, old, features, x_t, t, r, beta), old)
 
     def flow(v):
         square = (v - target).square().flatten(1).mean(1)
@@ -70,15 +75,15 @@ def test_nft_at_the_old_policy_is_a_weighted_flow_loss(drawn, beta):
 def test_nft_follows_a_good_sample_and_flees_a_bad_one(drawn):
     features, x_t, target, t = drawn
     old = random(1)
-    good = gradient(lambda v: nft_loss(v, old, features, x_t, t, torch.ones(3)), old)
-    bad = gradient(lambda v: nft_loss(v, old, features, x_t, t, torch.zeros(3)), old)
+    good = gradient(lambda v: nft(v, old, features, x_t, t, torch.ones(3)), old)
+    bad = gradient(lambda v: nft(v, old, features, x_t, t, torch.zeros(3)), old)
     assert ((old - target) * good).sum() > 0
     torch.testing.assert_close(good, -bad)
 
 
 def test_a_good_sample_is_learned_exactly(drawn):
     features, x_t, target, t = drawn
-    loss = nft_loss(target, random(1), features, x_t, t, torch.ones(3))
+    loss = nft(target, random(1), features, x_t, t, torch.ones(3))
     torch.testing.assert_close(loss, torch.zeros(3), atol=1e-6, rtol=0)
 
 
@@ -125,7 +130,7 @@ def test_losses_are_float32_whatever_they_get(drawn):
     features, x_t, target, t = (each.bfloat16() for each in drawn)
     velocity = random(1).bfloat16()
     for loss in (
-        nft_loss(velocity, velocity, features, x_t, t, torch.ones(3)),
+        nft(velocity, velocity, features, x_t, t, torch.ones(3)),
         matching_log_prob(velocity, target),
         velocity_penalty(velocity, target),
     ):

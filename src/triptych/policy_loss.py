@@ -58,6 +58,7 @@ def optimality(advantage: Tensor, limit: float = 1.0) -> Tensor:
 def nft_loss(
     velocity: Tensor,
     old_velocity: Tensor,
+    *,
     features: Tensor,
     x_t: Tensor,
     t: Tensor,

@@ -141,7 +141,15 @@ class DiffusionNFT(_OnThePath):
     ) -> tuple[Tensor, Metrics]:
         x_t, _, t = self._noised(drawn, settings)
         r = optimality(drawn.advantages, self.limit)
-        found = nft_loss(velocity, old_velocity, drawn.features, x_t, t, r, self.beta)
+        found = nft_loss(
+            velocity,
+            old_velocity,
+            features=drawn.features,
+            x_t=x_t,
+            t=t,
+            optimality=r,
+            beta=self.beta,
+        )
         return found, {"optimality": r.mean()}
 
 
