@@ -161,6 +161,6 @@ def test_what_cannot_teach_is_refused(make, said):
         make()
 
 
-def test_a_missing_reward_is_named_before_any_image(weights, tmp_path):
+def test_a_missing_reward_is_named_before_weights_are_read(weights):
     with pytest.raises(UserError, match="no reward; name one, --model.reward="):
-        fit(model_of(weights, reward=None), tmp_path, 1)
+        model_of(weights, reward=None).configure_model()

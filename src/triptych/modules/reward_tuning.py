@@ -125,6 +125,17 @@ class RewardTuningModule(BaseModule):
             raise UserError("rewards teach a flow, and the generation objective is a regression.")
         self._neighbours = generation, decode, None if reward is None else as_reward(reward)
 
+    def build_own(self) -> None:
+        """Nothing is built.
+
+        Raises:
+            UserError: there is no reward, which is said before weights are read.
+        """
+        if self._neighbours[2] is None:
+            raise UserError(
+                "reward tuning has no reward; name one, --model.reward=my_package.MyReward."
+            )
+
     # Training -----------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -246,10 +257,6 @@ class RewardTuningModule(BaseModule):
     def _scores(self, batch: Batch, drawn: Drawn, group_size: int) -> dict[str, Tensor]:
         """Scores float32 [P,K] of drawn images on the CPU, by the parts of the reward."""
         _, decode, reward = self._neighbours
-        if reward is None:
-            raise UserError(
-                "reward tuning has no reward; name one, --model.reward=my_package.MyReward."
-            )
         samples = [each for each in batch.reward_samples for _ in range(group_size)]
         found = []
         for some in _chunks(len(samples), self.draw_batch_size):
