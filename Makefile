@@ -22,7 +22,7 @@ STACK := .venv-stack/.set-up
 LOWEST := .venv-lowest/.set-up
 # -P: no file of the current folder is in the place of a module
 RUN := .venv/bin/python -P -m triptych
-STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint train-rl
 # Without a GPU two processes train the tiny preset nearly twice as fast as one with two threads; the
 # loss of the encoder compares the samples of one process.
 ifneq ($(PRESET)$(wildcard /dev/nvidia0),tiny)
@@ -47,7 +47,7 @@ ifneq ($(filter rehearse,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve rehearse gpu-check attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-rl bench-serve rehearse gpu-check attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -93,6 +93,7 @@ train-stage3: ## Tune generation on a smaller curated set, from your stage 2
 train-edits: ## Tune generation on edits of images, and captions so that it keeps them
 train-reconstruct: ## Tune generation without captions, to repeat what the language model sees
 train-joint: ## Train understanding and generation together
+train-rl: ## Tune generation by rewards of its own images, without new ones
 
 $(STAGES): $(STAMP)
 	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(HARDWARE),--hardware "$(HARDWARE)") \
@@ -119,6 +120,9 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends with JSON
 	@.venv/bin/python benchmarks/generate.py --out benchmarks/results/generate.json \
 		--figure docs/images/samplers.png $(ARGS)
+
+bench-rl: $(STAMP) ## Compare learning from rewards with more of stage 2; ends with JSON
+	@.venv/bin/python benchmarks/rewards.py --out benchmarks/results/rewards.json $(ARGS)
 
 bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)

@@ -29,7 +29,6 @@ import torch
 from reporting import machine, versions, write_result
 from torch import Tensor
 
-from triptych.evaluation.shapes.checker_ranker import CheckerRanker
 from triptych.evaluation.shapes.shape_eval import examples
 from triptych.evaluation.statistics import bootstrap, mean, wilson
 from triptych.inference.best_of import candidate_seed
@@ -38,6 +37,7 @@ from triptych.inference.model_inference import ModelInference
 from triptych.inference.model_ranker import ModelRanker
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
+from triptych.rewards import ShapesChecker
 
 PACKAGES = ("torch", "transformers", "diffusers")
 EVALUATION_SEED = 1 << 20
@@ -48,7 +48,7 @@ def candidates(
     model: UnifiedModule, captions: list[str], number: int, batch: int
 ) -> tuple[Tensor, Tensor]:
     """Scores float [captions, candidates] by the model itself and by the checker."""
-    inference, own, checker = ModelInference(model), ModelRanker(model), CheckerRanker()
+    inference, own, checker = ModelInference(model), ModelRanker(model), ShapesChecker()
     wanted = [(n, k) for n in range(len(captions)) for k in range(number)]
     ranks, right = [], []
     for at in range(0, len(wanted), batch):

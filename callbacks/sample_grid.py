@@ -18,7 +18,7 @@ from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING
+from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, REWARDED_GENERATION
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import labelled_image_grid, stack_rows
 from triptych.utils.images import square, to_arrays, unit_to_pixels
@@ -232,6 +232,10 @@ _EDITS = (*_GENERATES, "vision_tower")
 # the first loss of a stage is illustrated, by its first kind of grid that the data allows
 GRID_KINDS = (
     GridKind("generation", generated, _GENERATES, IMAGE_GENERATION, ("caption",), "a caption"),
+    GridKind(
+        *("reward_tuning", generated, _GENERATES, REWARDED_GENERATION),
+        *(("caption",), "a caption"),
+    ),
     GridKind("generation", edited, _EDITS, IMAGE_GENERATION, ("edit",), "an edit"),
     GridKind(
         *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),

@@ -4,6 +4,7 @@
     mixed           MixedDataModule: several data sets by weight
     dataset_config  DatasetConfig: one data set of a mixture
     webdataset      ShardDataModule: WebDataset shards
+    prompts         PromptDataModule: prompts whose images a reward scores
     shapes          ShapesDataModule and EditsDataModule: the shapes world
     sources         data sets as samples by number: WebDataset, folders, LLaVA files, tables
     shards          index of a WebDataset shard
@@ -43,10 +44,12 @@ from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.mixed import MixedDataModule
+from triptych.data_modules.prompts import PromptDataModule
 from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
 from triptych.data_modules.sources.base import BadSample, DataSource, Sample
 from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.prompts import PromptFile, ShapesPrompts
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
 
@@ -63,8 +66,11 @@ __all__ = [
     "EditsDataModule",
     "ImageFolder",
     "MixedDataModule",
+    "PromptDataModule",
+    "PromptFile",
     "Sample",
     "ShapesDataModule",
+    "ShapesPrompts",
     "ShardDataModule",
     "ShardFolder",
     "StreamDataModule",

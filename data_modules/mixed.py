@@ -32,6 +32,7 @@ from triptych.interfaces import (
     IMAGE_GENERATION,
     INTERLEAVED,
     INTERLEAVED_IMAGES,
+    TEXT_TO_REWARD,
     TEXT_TO_TEXT,
     BatchContents,
 )
@@ -59,6 +60,8 @@ class MixedDataModule(BaseDataModule):
         num_val_samples: number of validation samples of each objective.
         num_workers: number of loader processes.
         seed: random seed of the order of samples.
+        steps_per_batch: number of consecutive steps that take the same samples: an algorithm that
+            learns from images of its own learns several times from each.
         length_bucket_batches: number of global batches among which samples are sorted by caption
             length, so that batches need little padding; 1 does not sort, nor does a data set with
             unknown caption lengths.
@@ -78,6 +81,7 @@ class MixedDataModule(BaseDataModule):
         num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
+        steps_per_batch: int = 1,
         length_bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
         image_backend: ImageBackend = "torchvision",
@@ -94,12 +98,15 @@ class MixedDataModule(BaseDataModule):
         )
         if not datasets:
             raise UserError("data.datasets is empty; name at least one data set.")
-        if batch_size < 1 or length_bucket_batches < 1:
-            raise UserError("data.batch_size and data.length_bucket_batches must be 1 or more.")
+        if min(batch_size, length_bucket_batches, steps_per_batch) < 1:
+            raise UserError(
+                "data.batch_size, data.length_bucket_batches and data.steps_per_batch must be 1 or "
+                "more."
+            )
         self.datasets, self.val_datasets = datasets, val_datasets or datasets
         require_known_tasks(self.datasets)
         require_known_tasks(self.val_datasets)
-        self.length_bucket_batches = length_bucket_batches
+        self.length_bucket_batches, self.steps_per_batch = length_bucket_batches, steps_per_batch
         self.task_datasets: dict[str, list[TaskDataset]] = {}
         """Objective -> its training data sets; empty before `setup`."""
         self.mixtures: dict[str, Mixture] = {}
@@ -154,7 +161,14 @@ class MixedDataModule(BaseDataModule):
                     f"data set {name!r} has {samples} samples, and a step takes up to {taken} of "
                     "it: its batches hold samples more than once."
                 )
-            dataset = StepDataset(collate, sampler, rank=rank, world=world, accumulate=accumulate)
+            dataset = StepDataset(
+                collate,
+                sampler,
+                rank=rank,
+                world=world,
+                accumulate=accumulate,
+                steps_per_batch=self.steps_per_batch,
+            )
             return step_loader(dataset, steps, self.num_workers)
 
         loaders = {
@@ -167,7 +181,8 @@ class MixedDataModule(BaseDataModule):
         if stage == "fit" and self.task_datasets and self.trainer is not None:
             step = self.trainer.global_step
             for objective in self.task_datasets:
-                epochs = self.batch_sampler(objective).epochs(step)
+                taken = -(-step // self.steps_per_batch)
+                epochs = self.batch_sampler(objective).epochs(taken)
                 counts = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
                 rank_zero_info(f"epochs gone through after {step} steps of {objective}: {counts}")
         super().teardown(stage)
@@ -236,9 +251,10 @@ class MixedDataModule(BaseDataModule):
 
     def _order_digest(self) -> int:
         if self._digest is None:
-            self._digest = hash(
-                tuple(self.batch_sampler(objective).digest() for objective in self.task_datasets)
-            )
+            order = [self.batch_sampler(objective).digest() for objective in self.task_datasets]
+            if self.steps_per_batch > 1:
+                order.append(self.steps_per_batch)
+            self._digest = hash(tuple(order))
         return self._digest
 
 
@@ -248,7 +264,7 @@ def check_images(dataset: TaskDataset, max_samples: int = 2000) -> None:
     Raises:
         UserError: none of them has an image.
     """
-    if dataset.task in (TEXT_TO_TEXT, INTERLEAVED, INTERLEAVED_IMAGES):
+    if dataset.task in (TEXT_TO_TEXT, TEXT_TO_REWARD, INTERLEAVED, INTERLEAVED_IMAGES):
         return
     numbers = range(min(max_samples, len(dataset.source)))
     if not any(dataset.source.has_image(number, "image") for number in numbers):

@@ -19,10 +19,12 @@ class ShardDataModule(MixedDataModule):
         shards: folder, file or pattern of training shards, see `find_shards`.
         val_shards: validation shards; null validates on the first training samples.
         tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
-            editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
-            tasks of both objectives are joint training, with one batch of each in every step.
-        batch_size, shared_batch, num_val_samples, num_workers, seed, length_bucket_batches,
-            max_bad_fraction, image_backend, max_pixels: settings of `MixedDataModule`.
+            editing), "image_to_text", "text_to_text" or "text_to_reward" (captions alone). One
+            batch holds both tasks of an objective; tasks of both objectives are joint training,
+            with one batch of each in every step.
+        batch_size, shared_batch, num_val_samples, num_workers, seed, steps_per_batch,
+            length_bucket_batches, max_bad_fraction, image_backend, max_pixels: settings of
+            `MixedDataModule`.
         text_only_ratio, conversation_key, max_turns, caption_dropout: settings of `DatasetConfig`;
             no words are left out in validation.
         features: features of the training shards, see `DatasetConfig`; those of validation are
@@ -44,6 +46,7 @@ class ShardDataModule(MixedDataModule):
         caption_dropout: CaptionDropout = NO_DROPOUT,
         num_workers: int = 0,
         seed: int = 0,
+        steps_per_batch: int = 1,
         length_bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
         features: str = AUTO,
@@ -77,6 +80,7 @@ class ShardDataModule(MixedDataModule):
             num_val_samples=num_val_samples,
             num_workers=num_workers,
             seed=seed,
+            steps_per_batch=steps_per_batch,
             length_bucket_batches=length_bucket_batches,
             max_bad_fraction=max_bad_fraction,
             image_backend=image_backend,

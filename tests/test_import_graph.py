@@ -15,6 +15,8 @@ SOURCES = {"triptych": "src/triptych"} | {
 ORDER = [
     "utils",
     "loss",
+    "policy_loss",
+    "stochastic_steps",
     "interfaces",
     "prompts",
     "guidance",
@@ -29,6 +31,7 @@ ORDER = [
     "modules",
     "inference",
     "evaluation",
+    "rewards",
     "serving",
     "cli",
 ]

@@ -21,9 +21,11 @@ from triptych.interfaces import (
     IMAGE_GENERATION,
     INTERLEAVED,
     INTERLEAVED_IMAGES,
+    REWARDED_GENERATION,
     TURN,
     Batch,
     Preprocessing,
+    RewardSample,
     label_indices,
 )
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
@@ -252,6 +254,10 @@ class Collator:
                 [target.features for target in targets]
             )
             self._add_sources(batch, [target.source for target in targets])
+        elif self.objective == REWARDED_GENERATION:
+            batch.reward_samples = [
+                RewardSample(each.prompt.caption, each.key, each.prompt.facts) for each in examples
+            ]
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)

@@ -1,7 +1,7 @@
 """Tasks: prompt, labels and images of a sample for each task.
 
-Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes tasks
-of one objective.
+Tasks have three objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes
+tasks of one objective.
 
     text_to_image    caption -> image
     image_to_image   source image, instruction -> image; a sample without a source image is
@@ -13,12 +13,13 @@ of one objective.
                      `[IMG]` before each of its images included
     interleaved_images
                      a conversation up to each of the assistant's images -> this image
+    text_to_reward   caption -> an image that a reward scores; samples need no image
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from triptych.interfaces import (
     INTERLEAVED_IMAGES,
     OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
+    TEXT_TO_REWARD,
     TEXT_TO_TEXT,
     Preprocessing,
 )
@@ -74,6 +76,10 @@ class Prompt:
     """Names of the images that it holds placeholders for in order; of a conversation."""
     targets: tuple[NamedTarget, ...] = ()
     """The images to make in a conversation."""
+    caption: str = ""
+    """The caption, for a reward."""
+    facts: dict = field(default_factory=dict)
+    """Metadata of the sample, for a reward."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class TaskDataset:
 
     @property
     def objective(self) -> str:
-        """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
+        """Objective of the task, see `Batch.objective`."""
         return OBJECTIVE_OF_TASK[self.task]
 
     @property
@@ -219,6 +225,17 @@ def text_to_image(
         processor.tokenizer, caption, processor.max_tokens, key=key, template=template
     )
     return Prompt(ids)
+
+
+def text_to_reward(
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
+) -> Prompt:
+    """Make the prompt of a caption in the template of inference: its image is sampled as there."""
+    caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
+    ids = generation_ids(
+        processor.tokenizer, caption, processor.max_tokens, key=key, template=processor.template
+    )
+    return Prompt(ids, caption=caption, facts=dataset.metadata(number))
 
 
 def image_to_image(
@@ -355,4 +372,5 @@ PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int],
     TEXT_TO_TEXT: text_to_text,
     INTERLEAVED: interleaved,
     INTERLEAVED_IMAGES: interleaved_images,
+    TEXT_TO_REWARD: text_to_reward,
 }

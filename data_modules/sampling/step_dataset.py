@@ -31,6 +31,7 @@ class StepDataset(Dataset):
         rank: rank of this process.
         world: number of ranks.
         accumulate: number of micro-batches of a rank in one global batch.
+        steps_per_batch: number of consecutive steps that take the same global batch.
     """
 
     def __init__(
@@ -41,19 +42,22 @@ class StepDataset(Dataset):
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        steps_per_batch: int = 1,
     ) -> None:
         self.collate, self.sampler = collate, sampler
+        self.steps_per_batch = steps_per_batch
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.size = sampler.global_batch // (world * accumulate)
 
     def __getitem__(self, number: int) -> Batch:
         step, micro_batch = divmod(number, self.accumulate)
         first = (micro_batch * self.world + self.rank) * self.size
-        positions = self.sampler.batch(step)[first : first + self.size]
+        taken, repetition = divmod(step, self.steps_per_batch)
+        positions = self.sampler.batch(taken)[first : first + self.size]
         datasets, numbers = self.sampler.locate(positions)
         places = list(zip(datasets.tolist(), numbers.tolist(), strict=True))
         batch = self.collate(number, places, positions.tolist())
-        batch.epochs = self.sampler.epochs(step + 1)
+        batch.epochs, batch.repetition = self.sampler.epochs(taken + 1), repetition
         return batch
 
 

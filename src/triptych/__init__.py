@@ -2,6 +2,8 @@
 
 interfaces    data that flows (Batch, Condition), tasks, and base classes of the parts
 loss          flow-matching and regression losses; the sign convention
+policy_loss   losses that teach a flow from rewards
+stochastic_steps  sampling steps with noise, which have probabilities
 guidance      guidance by the prompt, and by the source image of an edit
 sampler       schedulers by name, and the sampling loop
 prompts       chat templates and control tokens, for training and inference
@@ -12,6 +14,7 @@ training      optimizer, freezing, precision, FSDP2, ranks, FLOPs
 checkpoints   weight files, training checkpoints, run folders; published/ reads released layouts
 inference     pipeline, model loading, chat messages, CPU offload, quantization
 evaluation    benchmarks and their reports
+rewards       scores of images that a generator learns from
 serving       OpenAI-compatible HTTP server, and the Gradio web page
 cli           the `triptych` command: every command and every flag
 shapes_world  synthetic data set with an exact checker

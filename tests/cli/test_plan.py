@@ -37,8 +37,8 @@ def test_every_stage_has_a_recipe():
     assert {path.stem for path in RECIPES} == stages
 
 
-# no budget knows images in prompts
-PRICED = [path for path in RECIPES if path.stem not in ("edits", "reconstruct")]
+# no budget knows images in prompts, or steps that draw images of their own
+PRICED = [path for path in RECIPES if path.stem not in ("edits", "reconstruct", "rl")]
 
 
 @pytest.mark.parametrize("path", PRICED, ids=lambda path: path.stem)

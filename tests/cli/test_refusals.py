@@ -126,6 +126,8 @@ REFUSED = {
     "export": [
         *each(EXPORT, *([each] for each in ["nowhere", "bad.ckpt", "bad.safetensors", "empty"])),
         *each(EXPORT, ["bad.safetensors", "--ema"], ["bad.ckpt", "--dtype", "bogus"]),
+        *each([*EXPORT, "bad.ckpt"], ["--extrapolate", 2], ["--before", "bad.safetensors"]),
+        [*EXPORT, "bad.ckpt", "--before", "nowhere", "--extrapolate", 1],
         *each(["export", "bad.ckpt"], *(["--out", place] for place in [*BAD_PLACES, "empty"])),
     ],
     "data index": each(

@@ -6,13 +6,13 @@ import pytest
 import torch
 from tolerances import assert_same_images, images_agree
 
-from triptych.evaluation.shapes.checker_ranker import CheckerRanker
 from triptych.inference.best_of import best_of, candidate_seed
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import ModelInference
 from triptych.inference.model_ranker import NO, YES, ModelRanker
 from triptych.interfaces import Ranker, as_ranker
 from triptych.prompts import PromptConfig, conversation_ids
+from triptych.rewards import ShapesChecker
 from triptych.shapes_world.near_misses import QUESTION
 from triptych.shapes_world.world import Scene, Shape, draw
 from triptych.utils.errors import UserError
@@ -243,7 +243,7 @@ def test_the_tiny_preset_asks_what_it_is_trained_on(pipe):
 
 def test_the_checker_is_the_oracle():
     images = to_tensor([draw(RED_CIRCLE), draw(GREEN_SQUARE)])
-    ranker = CheckerRanker()
+    ranker = ShapesChecker()
     assert ranker.scores(images, ["a red circle", "a red circle"]).tolist() == [1, 0]
     with pytest.raises(UserError, match="'a cat', which is no caption of the shapes world"):
         ranker.check(["a cat"])
@@ -274,7 +274,7 @@ def test_any_object_with_scores_or_function_is_a_ranker():
         ({"num_candidates": 1.5}, "num_candidates is 1.5; give a whole number"),
         ({"num_candidates": 2, "ranker": "clip"}, "ranker 'clip' has no method scores"),
         ({"best_of": 2}, "no argument 'best_of'; use num_candidates"),
-        ({"num_candidates": 2, "ranker": CheckerRanker(), "prompt": "a cat"}, "'a cat', which"),
+        ({"num_candidates": 2, "ranker": ShapesChecker(), "prompt": "a cat"}, "'a cat', which"),
         ({"num_candidates": 2, "prompt": "circle " * 220}, "the conversation has .* shorten it"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from triptych.checkpoints.weight_files import (
     expected_names,
     full_name,
     label_of,
+    read_weights,
     save_weights,
 )
 from triptych.training.sharded_checkpoint import REST, load_data, read_full_state
@@ -130,7 +131,15 @@ def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str
     return {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}, origin
 
 
-def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) -> None:
+def export_checkpoint(
+    path: Path,
+    out: Path,
+    average: bool,
+    dtype: torch.dtype,
+    *,
+    before: Path | None = None,
+    extrapolate: float = 1.0,
+) -> None:
     """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
 
     Args:
@@ -138,12 +147,38 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
         out: path of the weight file.
         average: whether to read the EMA instead of the weights.
         dtype: dtype of the floating-point tensors in the file.
+        before: weight file that the run started from.
+        extrapolate: w in before + w (weights - before): 0 is before, 1 the weights of the run,
+            between them a mean of both, above 1 further along the way of the run.
 
     Raises:
-        UserError: an error of `read_trained`, a weight is not finite, or `out` cannot be written.
+        UserError: an error of `read_trained`, a weight is not finite, `before` does not hold what
+            the run trained, or `out` cannot be written.
     """
     tensors, origin = read_trained(path, average)
+    if before is not None:
+        tensors = extrapolated(tensors, before, extrapolate)
     save_weights(tensors, out, origin, dtype)
+
+
+def extrapolated(tensors: Mapping[str, Tensor], before: Path, weight: float) -> dict[str, Tensor]:
+    """before + weight (tensors - before), float32, of floating-point tensors; others unchanged.
+
+    Raises:
+        UserError: `before` lacks a tensor, or has it in another shape.
+    """
+    started = read_weights(before)
+    found = {}
+    for name, tensor in tensors.items():
+        if name not in started or started[name].shape != tensor.shape:
+            raise UserError(
+                f"{before} does not hold {name} as the run trained it; name the weights that the "
+                "run started from (--before)."
+            )
+        if tensor.is_floating_point():
+            tensor = torch.lerp(started[name].float(), tensor.float(), weight)
+        found[name] = tensor
+    return found
 
 
 def read_folder(path: Path) -> dict[str, Any]:

@@ -115,6 +115,16 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weight file by full name.
+
+    Raises:
+        UserError: it is not a safetensors file.
+    """
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.names}
+
+
 def load_weights(
     module: nn.Module, sources: WeightFiles, left_out: tuple[str, ...] = ()
 ) -> set[str]:

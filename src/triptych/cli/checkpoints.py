@@ -7,6 +7,8 @@ from pathlib import Path
 from triptych.cli.arguments import DTYPES, command_parser, parse
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.disk_usage import output_file
+from triptych.utils.limits import EXTRAPOLATION
+from triptych.utils.paths import resolve
 
 CONVERT = """\
   triptych convert BLIP3o/BLIP3o-Model-8B models/blip3o --encoder eva.pt
@@ -16,6 +18,7 @@ An interrupted conversion resumes where it stopped. See docs/published_checkpoin
 --model.x=y flag of `triptych fit` may follow a model file."""
 EXPORT = """\
   triptych export runs/tiny/stage2 --ema --out stage2.safetensors
+  triptych export runs/tiny/rl --before asset:tiny/generation.safetensors --extrapolate 1.5
   triptych generate "a red circle" --from stage2.safetensors"""
 
 
@@ -96,10 +99,30 @@ def export(arguments: list[str]) -> None:
         default="float32",
         help="type of the weights in the file; default %(default)s",
     )
+    parser.add_argument(
+        "--before",
+        metavar="FILE",
+        help="weight file that the run started from, or asset:NAME; no default",
+    )
+    parser.add_argument(
+        "--extrapolate",
+        type=EXTRAPOLATION,
+        metavar="W",
+        help="share of the way from --before to the run's weights, beyond them above 1; default 1",
+    )
     parsed = parse(parser, arguments)
+    if (parsed.before is None) != (parsed.extrapolate is None):
+        parser.error("--extrapolate goes from the weights of --before; give both")
     import torch
 
     from triptych.checkpoints.training_checkpoint import export_checkpoint
 
-    export_checkpoint(parsed.checkpoint, parsed.out, parsed.ema, getattr(torch, parsed.dtype))
+    export_checkpoint(
+        parsed.checkpoint,
+        parsed.out,
+        parsed.ema,
+        getattr(torch, parsed.dtype),
+        before=None if parsed.before is None else resolve(parsed.before),
+        extrapolate=1.0 if parsed.extrapolate is None else parsed.extrapolate,
+    )
     print(f"{parsed.out}: --model.weights.LABEL={parsed.out} reads it")

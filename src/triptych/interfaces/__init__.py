@@ -8,6 +8,7 @@ source         source images of edits as the generator sees them
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
 ranker         scores of single images, to choose among candidates
+reward         scores of images that a generator learns from
 
 Shape letters, used in the whole package:
     B batch, T text tokens, N queries, D width of the language model,
@@ -24,7 +25,9 @@ from triptych.interfaces.batch import (
     LANGUAGE_MODELING,
     OBJECTIVE_OF_TASK,
     READ_BY_THE_HOST,
+    REWARDED_GENERATION,
     TEXT_TO_IMAGE,
+    TEXT_TO_REWARD,
     TEXT_TO_TEXT,
     TURN,
     Batch,
@@ -48,6 +51,7 @@ from triptych.interfaces.networks import (
 )
 from triptych.interfaces.preprocessing import Preprocessing
 from triptych.interfaces.ranker import Ranker, as_ranker, ranked
+from triptych.interfaces.reward import Reward, RewardSample, as_reward, rewarded
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
 from triptych.interfaces.source import Source
 
@@ -72,20 +76,26 @@ __all__ = [
     "PixelDecoder",
     "Preprocessing",
     "READ_BY_THE_HOST",
+    "REWARDED_GENERATION",
     "Ranker",
+    "Reward",
+    "RewardSample",
     "SamplerConfig",
     "Sampling",
     "Source",
     "TEXT_TO_IMAGE",
+    "TEXT_TO_REWARD",
     "TEXT_TO_TEXT",
     "TURN",
     "Velocity",
     "VelocityModel",
     "VisionLanguageModel",
     "as_ranker",
+    "as_reward",
     "batches_in",
     "bind_condition",
     "drawn",
     "label_indices",
     "ranked",
+    "rewarded",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import register_dataclass
 
+from triptych.interfaces.reward import RewardSample
 from triptych.utils.rng import Draw
 
 TEXT_TO_IMAGE = "text_to_image"
@@ -18,8 +19,10 @@ TEXT_TO_TEXT = "text_to_text"
 IMAGE_TO_IMAGE = "image_to_image"
 INTERLEAVED = "interleaved"
 INTERLEAVED_IMAGES = "interleaved_images"
+TEXT_TO_REWARD = "text_to_reward"
 IMAGE_GENERATION = "image_generation"
 LANGUAGE_MODELING = "language_modeling"
+REWARDED_GENERATION = "rewarded_generation"
 # The loss of a task, `Batch.objective`; tasks of one objective may mix in a batch.
 OBJECTIVE_OF_TASK = {
     TEXT_TO_IMAGE: IMAGE_GENERATION,
@@ -28,6 +31,7 @@ OBJECTIVE_OF_TASK = {
     TEXT_TO_TEXT: LANGUAGE_MODELING,
     INTERLEAVED: LANGUAGE_MODELING,
     INTERLEAVED_IMAGES: IMAGE_GENERATION,
+    TEXT_TO_REWARD: REWARDED_GENERATION,
 }
 
 IGNORED = -100  # in labels: no loss is taken
@@ -39,8 +43,9 @@ class Batch:
     """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
 
     objective: str
-    """IMAGE_GENERATION (images are targets, also those of edits) or LANGUAGE_MODELING (text is the
-    target, with or without an image); see OBJECTIVE_OF_TASK."""
+    """IMAGE_GENERATION (images are targets, also those of edits), LANGUAGE_MODELING (text is the
+    target, with or without an image) or REWARDED_GENERATION (images are made, and rewards score
+    them); see OBJECTIVE_OF_TASK."""
     keys: list[str]
     """[B] names of the samples in their shards: a bad loss can be traced to its images. Where
     prompts are conversations to make several images in, B counts these images, see `query_rows`."""
@@ -91,6 +96,10 @@ class Batch:
     may_have_source: bool = False
     """Whether a task of this batch has source images that the model takes; equal on every rank,
     also where this batch holds none."""
+    reward_samples: list[RewardSample] = field(default_factory=list)
+    """[B], what the images are made for that rewards score; empty in other batches."""
+    repetition: int = 0
+    """How many steps before this one took the same samples, see `MixedDataModule`."""
     draws: dict[str, Tensor] = field(default_factory=dict)
     """Random draws of the step by stream, float32 [B*repeats,...], made by the loader's workers
     (`Preprocessing.draws`); the step makes those that are missing, see `drawn`."""

@@ -8,6 +8,8 @@ decoding            the decoding panel: a pixel decoder
 unified             UnifiedModule, the composer of the panels
 source              source images of a batch of edits, encoded for the generator
 unused_parts        parts that a run never computes with, and does not load
+reward_tuning       training of the generator by rewards: draw, score, learn
+policy_algorithms   how scores become a loss: DiffusionNFT, Flow-GRPO, advantage weighted matching
 encoder_training    training of the image encoder and the VAE
 feature_extraction  only the frozen encoder, for `triptych data features`
 initialization      parts on the meta device, and the weights they start from
@@ -18,13 +20,25 @@ text_generation     answers in text, batched and streamed
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
+from triptych.modules.policy_algorithms import (
+    AdvantageWeightedMatching,
+    DiffusionNFT,
+    FlowGRPO,
+    PolicyAlgorithm,
+)
+from triptych.modules.reward_tuning import RewardTuningModule
 from triptych.modules.understanding import UnderstandingModule
 from triptych.modules.unified import UnifiedModule
 
 __all__ = [
+    "AdvantageWeightedMatching",
+    "DiffusionNFT",
     "EncodingModule",
+    "FlowGRPO",
     "GenerationModule",
     "PixelDecoderModule",
+    "PolicyAlgorithm",
+    "RewardTuningModule",
     "UnderstandingModule",
     "UnifiedModule",
 ]

@@ -10,12 +10,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.interfaces import Batch, ImageEncoder, Preprocessing
+from triptych.interfaces import Batch, ImageEncoder, Preprocessing, Reward
 from triptych.modules.base import BaseModule
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.initialization import build_part
+from triptych.modules.reward_tuning import STATE, RewardTuningModule
 from triptych.modules.understanding import UnderstandingModule
 from triptych.modules.unused_parts import (
     OPTIONAL,
@@ -34,6 +35,7 @@ NEEDS = {
     "generation": {"understanding", "encoder", "generation"},
     "decoding": {"encoder", "decoding"},
     "encoding": {"encoder", "vae", "encoding"},
+    "reward_tuning": {"understanding", "encoder", "generation", "decoding", "reward_tuning"},
 }
 
 
@@ -48,6 +50,8 @@ class UnifiedModule(BaseModule):
         encoder: the image encoder whose features are generated and decoded.
         vae: the autoencoder whose latents the decoder makes, or, in their stead, the generator.
         encoding: the training of encoder and VAE.
+        reward_tuning: the training of the generator by rewards.
+        reward: the reward of that training.
         loss_weights: weight of each panel's loss in this stage, by panel name.
         trainable: module paths or globs of what trains in this stage; None leaves it to the panels
             of the losses, as when they are trained alone.
@@ -71,6 +75,8 @@ class UnifiedModule(BaseModule):
         generation: GenerationModule | None = None,
         decoding: PixelDecoderModule | None = None,
         encoding: EncodingModule | None = None,
+        reward_tuning: RewardTuningModule | None = None,
+        reward: Reward | None = None,
         loss_weights: dict[str, float] | None = None,
         trainable: list[str] | None = None,
         build_decoder: bool = True,
@@ -84,6 +90,7 @@ class UnifiedModule(BaseModule):
         self.understanding, self.generation = understanding, generation
         self.encoder, self.vae = encoder, vae
         self.decoding, self.encoding = decoding, encoding
+        self.reward_tuning, self._reward = reward_tuning, (reward,)  # maybe a network: no child
         self.loss_weights, self.build_decoder = dict(loss_weights or {}), build_decoder
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
@@ -115,7 +122,8 @@ class UnifiedModule(BaseModule):
 
     def _connect(self) -> None:
         """Connect each panel to its neighbours, from which it derives shapes and widths."""
-        for panel in (self.understanding, self.generation, self.decoding, self.encoding):
+        panels = (self.understanding, self.generation, self.decoding, self.encoding)
+        for panel in (*panels, self.reward_tuning):
             if panel is not None:
                 panel.seed = self.seed
         if self.generation is not None and self.understanding is not None:
@@ -130,6 +138,8 @@ class UnifiedModule(BaseModule):
         if self.encoding is not None:
             self._require_encoder("encoding")
             self.encoding.connect(self.encoder, self.vae)
+        if self.reward_tuning is not None and self.generation is not None:
+            self.reward_tuning.connect(self.generation, self.decode, *self._reward)
 
     def _require_encoder(self, panel: str) -> None:
         if self.encoder is None:
@@ -231,6 +241,11 @@ class UnifiedModule(BaseModule):
             )
         return torch.stack(losses).sum(), metrics
 
+    @property
+    def steps_are_alike(self) -> bool:
+        """Whether the arithmetic of one step is that of all: rewards are asked in some only."""
+        return "reward_tuning" not in self.loss_weights
+
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
         """Generation loss at fixed times [len(timesteps)]; see `GenerationModule`."""
         return self.generation.loss_at_timesteps(batch, timesteps)
@@ -238,6 +253,9 @@ class UnifiedModule(BaseModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["triptych"] = {"preset": self.preset, "stage": self.stage}
+        if "reward_tuning" in self.loss_weights:
+            keep = self._trainer is None or self.trainer.is_global_zero
+            checkpoint[STATE] = self.reward_tuning.state(keep)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         origin = checkpoint.get("triptych", {})
@@ -248,6 +266,8 @@ class UnifiedModule(BaseModule):
                     "resume it with the configuration that made it."
                 )
         super().on_load_checkpoint(checkpoint)
+        if "reward_tuning" in self.loss_weights:
+            self.reward_tuning.load_state(checkpoint.get(STATE, {}))
 
     def preprocessing(self) -> Preprocessing:
         if self.understanding is None:

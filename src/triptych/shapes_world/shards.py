@@ -20,6 +20,7 @@ from triptych.shapes_world.captions import (
     SPLITS,
     TASKS,
     UNSEEN_TASKS,
+    Request,
     describe,
     request_of,
     sample,
@@ -35,7 +36,7 @@ from triptych.shapes_world.questions import (
     questions,
 )
 from triptych.shapes_world.stories import messages_of, sample_story
-from triptych.shapes_world.world import draw
+from triptych.shapes_world.world import Scene, draw
 from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
@@ -59,10 +60,7 @@ MIN_SHARDS = 8  # at least one for every process and loader worker
 
 def make_sample(split: str, index: int, seed: int) -> dict:
     """Sample `index` of a split, as bytes and text by webdataset's names."""
-    source = numpy.random.SeedSequence([seed, SPLITS.index(split), index])
-    rng = numpy.random.Generator(numpy.random.PCG64(source))
-    tasks = {"unseen": UNSEEN_TASKS, "instruct": INSTRUCT_TASKS}.get(split, TASKS)
-    caption, request, scene = sample(rng, tasks[index % len(tasks)], split)
+    (caption, request, scene), rng = _draw_sample(split, index, seed)
     short_request = request
     long_caption = describe(scene, rng)
     if split == "train" and rng.random() < LONG_CAPTIONS:
@@ -93,6 +91,20 @@ def make_sample(split: str, index: int, seed: int) -> dict:
         "txt": caption.encode(),
         "json": json.dumps(facts).encode(),
     }
+
+
+def make_request(split: str, index: int, seed: int) -> Request:
+    """Meaning of the short caption of `make_sample`."""
+    return _draw_sample(split, index, seed)[0][1]
+
+
+def _draw_sample(
+    split: str, index: int, seed: int
+) -> tuple[tuple[str, Request, Scene], numpy.random.Generator]:
+    source = numpy.random.SeedSequence([seed, SPLITS.index(split), index])
+    rng = numpy.random.Generator(numpy.random.PCG64(source))
+    tasks = {"unseen": UNSEEN_TASKS, "instruct": INSTRUCT_TASKS}.get(split, TASKS)
+    return sample(rng, tasks[index % len(tasks)], split), rng
 
 
 def make_edit(split: str, index: int, seed: int) -> Edit:

@@ -2,6 +2,7 @@
 
 optimizer           AdamW, Muon or another, and the learning-rate schedule
 muon                Muon and AdamW as one optimizer
+weight_copy         a second set of the weights that train
 freezing            selection of trainable parameters
 execution           frozen dtype, activation checkpointing, torch.compile
 fsdp                FSDP2 sharding, gathering and filling of parameters

@@ -57,10 +57,13 @@ _COUNTED: WeakKeyDictionary[Trainer, StepFlops] = WeakKeyDictionary()
 def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops | None:
     """FLOPs of a step, counted once per run by a discarded step on `batch`; collective.
 
-    None for a module without a method `step` (batch -> loss and metrics), and under FSDP1, which
-    computes only with the module that Lightning wrapped.
+    None for a module without a method `step` (batch -> loss and metrics), for one whose steps
+    differ (`steps_are_alike`), and under FSDP1, which computes only with the module that Lightning
+    wrapped.
     """
-    if not hasattr(module, "step") or isinstance(trainer.strategy, FSDPStrategy):
+    if not hasattr(module, "step") or not getattr(module, "steps_are_alike", True):
+        return None
+    if isinstance(trainer.strategy, FSDPStrategy):
         return None
     if trainer not in _COUNTED:
         _COUNTED[trainer] = count(trainer, module, batch)

@@ -182,6 +182,8 @@ PROBABILITY = Range(False, 0, 1, above=True)
 COUNT = Range(True, 1, 1_000_000_000)
 POSITIVE = Range(False, 0, 1_000_000_000, above=True)
 """Any positive number."""
+EXTRAPOLATION = Range(False, 0, 4)
+"""Way from the weights before a run, 0, to those after, 1, and beyond."""
 PROCESSES = Range(True, 1, 1024)
 """Number of processes, devices, or fractions of a command."""
 PORT = Range(True, 0, 65_535)

@@ -109,6 +109,11 @@ def read_request(
             f"the stage {stage!r} trains the encoder and the VAE, which cannot be sharded; choose "
             "--hardware ddp."
         )
+    if not model.steps_are_alike:
+        raise ConfigurationError(
+            f"the stage {stage!r} draws and scores images in some of its steps, which plan does "
+            "not count; plan stage2, whose steps learn alike, and time a short run."
+        )
     tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
     edits = IMAGE_TO_IMAGE in tasks
     data = read_yaml(recipe).get("data") or {}
