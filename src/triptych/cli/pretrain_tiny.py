@@ -85,10 +85,11 @@ PLAN = (
         "stage2", 4500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
     ),
     PretrainStage(
-        *("edits", 5000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
+        *("edits", 8000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
         (
             *MANY,
             TWO,
+            "--model.optimization.lr=5.0e-3",  # sizes are learned here, long after the rest
             "--data.init_args.changes=80000",
             "--data.init_args.stories=data/shapes_stories",  # those of stage 1
             "--data.init_args.num_stories=30000",
