@@ -85,7 +85,7 @@ PLAN = (
         "stage2", 4500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
     ),
     PretrainStage(
-        *("edits", 8000, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
+        *("edits", 5500, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
         (
             *MANY,
             TWO,
