@@ -27,12 +27,13 @@ class Watch(Callback):
         self.seen.append({**values, "loss": outputs["loss"].item(), "keys": tuple(batch.keys)})
 
 
-def fit(model, folder, steps, *callbacks, resume=None, validate=None, **settings):
+def fit(model, folder, steps, *callbacks, resume=None, validate=None, accumulate=1, **settings):
     """Train; returns what was seen of every step."""
     watch = Watch()
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
+        accumulate_grad_batches=accumulate,
         val_check_interval=validate or 1000,
         check_val_every_n_epoch=None,
         limit_val_batches=None if validate else 0,
@@ -85,6 +86,17 @@ def test_a_set_of_images_is_learned_from_several_times(weights, tmp_path):
     rewards = [each["train/reward"] for each in seen]
     assert rewards[0] == rewards[1] != rewards[2]
     assert seen[0]["loss"] != seen[1]["loss"]  # other noise
+
+
+def test_micro_batches_of_a_step_have_images_of_their_own(weights, tmp_path):
+    """Four micro-batches, two a step, then the same again: one iteration, one policy that draws."""
+    model = model_of(weights)
+    seen = fit(model, tmp_path, 2, accumulate=2)
+    keys = [each["keys"] for each in seen]
+    assert keys[:2] == keys[2:] and keys[0] != keys[1]
+    assert model.reward_tuning.iteration == 0 and len(model.reward_tuning._drawn) == 2
+    fit(resumed := model_of(weights), tmp_path, 4, accumulate=2)
+    assert resumed.reward_tuning.iteration == 1
 
 
 @pytest.mark.parametrize("algorithm", ["matching", "grpo", "cps"])

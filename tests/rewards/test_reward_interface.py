@@ -1,4 +1,4 @@
-"""What a reward may return, and what is said of one that does otherwise."""
+"""Scores of a reward, and the sentence about one that returns something else."""
 
 import pytest
 import torch

@@ -99,7 +99,7 @@ class Batch:
     reward_samples: list[RewardSample] = field(default_factory=list)
     """[B], what the images are made for that rewards score; empty in other batches."""
     repetition: int = 0
-    """How many steps before this one took the same samples, see `MixedDataModule`."""
+    """Number of steps before this one that took the same samples, see `MixedDataModule`."""
     draws: dict[str, Tensor] = field(default_factory=dict)
     """Random draws of the step by stream, float32 [B*repeats,...], made by the loader's workers
     (`Preprocessing.draws`); the step makes those that are missing, see `drawn`."""

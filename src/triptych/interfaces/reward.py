@@ -16,14 +16,14 @@ from triptych.utils.errors import UserError
 
 @dataclass(frozen=True)
 class RewardSample:
-    """What an image was made for."""
+    """Prompt of an image, and what its data says beside it."""
 
     prompt: str
     """The caption, as the data holds it."""
     key: str = ""
     """Name of the sample in its data set; empty for a prompt of no data set."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the data says of it, such as the fields of its line in a file of prompts."""
+    """Metadata of the sample, such as the fields of its line in a file of prompts."""
 
 
 RewardFunction = Callable[[Tensor, Sequence[RewardSample]], Tensor]

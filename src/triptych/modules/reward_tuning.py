@@ -36,7 +36,7 @@ STATE = "reward_tuning"
 
 @dataclass(frozen=True)
 class OldPolicyDecay:
-    """How closely the policy that draws follows the one that learns.
+    """Decay of the policy that draws, which follows the one that learns.
 
     Before iteration n it becomes decay times itself plus (1 - decay) times that one, with a decay
     of min(rate n, most), as in DiffusionNFT: nearly on policy at first, then slower.
@@ -293,7 +293,7 @@ class RewardTuningModule(BaseModule):
     # Checkpoints --------------------------------------------------------------------------------
 
     def state(self, keep: bool = True) -> dict[str, Any]:
-        """What a resumed run needs beside the weights; all ranks must call it."""
+        """State of a run beside its weights, for a checkpoint; all ranks must call it."""
         if self._old is None:
             return dict(self._state)
         state: dict[str, Any] = {"iteration": self.iteration, "old": self._old.state_dict(keep)}
@@ -302,7 +302,7 @@ class RewardTuningModule(BaseModule):
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` returned, when training goes on."""
+        """Take the result of `state`, for when training goes on."""
         self._state = state
 
 
@@ -356,7 +356,7 @@ def _several(parts: Mapping[str, Tensor]) -> Metrics:
 
 
 def _score_metrics(scores: Tensor, parts: Mapping[str, Tensor], features: Tensor) -> Metrics:
-    """What is logged of scores [P,K] of all ranks and of features [P,K,C,h,w] of this one.
+    """Logged values of scores [P,K] of all ranks and of features [P,K,C,h,w] of this one.
 
     diversity is the mean distance between two images of a prompt, over the root of their size.
     disagreement is the mean deviation of an ensemble's members, each in units of its own deviation:
