@@ -15,10 +15,14 @@ from triptych.interfaces import (
     IMAGE_TO_IMAGE,
     INTERLEAVED,
     INTERLEAVED_IMAGES,
-    OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
 )
-from triptych.shapes_world.shards import ensure_edits, ensure_shapes, ensure_stories
+from triptych.shapes_world.shards import (
+    ensure_edits,
+    ensure_shapes,
+    ensure_singles,
+    ensure_stories,
+)
 from triptych.utils.errors import UserError
 
 
@@ -30,6 +34,8 @@ class ShapesDataModule(ShardDataModule):
         part: training split: "train", or "instruct" with short captions only.
         images: number of training images.
         world_seed: random seed of the drawings.
+        singles_ratio: fraction of the captioned images to make that show one shape, which the
+            caption describes in full; 0 draws none. They are in the folder FOLDER_singles.
         stories_ratio: fraction of the samples of each objective that are stories, conversations in
             which shapes are drawn, changed and asked about; 0 draws none.
         stories: folder of the stories, stories/train and /eval; null is FOLDER_stories.
@@ -46,6 +52,7 @@ class ShapesDataModule(ShardDataModule):
         part: Literal["train", "instruct"] = "train",
         images: int = 30000,
         world_seed: int = 0,
+        singles_ratio: float = 0.0,
         stories_ratio: float = 0.0,
         stories: str | None = None,
         num_stories: int | None = None,
@@ -65,7 +72,7 @@ class ShapesDataModule(ShardDataModule):
         self.folder, self.images, self.world_seed = Path(folder), images, world_seed
         self.stories = Path(stories or f"{folder}_stories")
         self.num_stories = images if num_stories is None else num_stories
-        self.stories_ratio = stories_ratio
+        self.singles_ratio, self.stories_ratio = singles_ratio, stories_ratio
         super().__init__(
             str(self.folder / part),
             str(self.folder / "eval"),
@@ -84,14 +91,41 @@ class ShapesDataModule(ShardDataModule):
         )
         # a folder of features that is named is that of the images
         own = NONE if features == NONE else AUTO
+        add_singles(self.datasets, self.folder, singles_ratio, own)
         add_stories(self.datasets, self.stories / "train", stories_ratio, own)
         add_stories(self.val_datasets, self.stories / "eval", stories_ratio, own)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
+        if self.singles_ratio:
+            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         super().prepare_data()
+
+
+def singles_folder(folder: Path) -> Path:
+    """Folder of the images of one shape that belong to a folder of shapes."""
+    return folder.with_name(f"{folder.name}_singles")
+
+
+def add_singles(
+    datasets: dict[str, DatasetConfig], folder: Path, ratio: float, features: str = AUTO
+) -> None:
+    """Add the single shapes of a folder of shapes to what learns images of captions.
+
+    Args:
+        datasets: data sets by name; a share `ratio` of the samples of their objective is added.
+        folder: folder of the shapes.
+        ratio: share from 0 to less than 1; 0 adds none.
+        features: of the new data set, see `DatasetConfig`.
+
+    Raises:
+        UserError: `ratio` is out of range.
+    """
+    source = ShardFolder(singles_folder(folder) / "train")
+    single = DatasetConfig(source, TEXT_TO_IMAGE, features=features)
+    _add(datasets, "singles", single, ratio, "singles_ratio")
 
 
 def add_stories(
@@ -102,17 +136,25 @@ def add_stories(
     Raises:
         UserError: `ratio` is not from 0 to less than 1.
     """
+    for task in INTERLEAVED, INTERLEAVED_IMAGES:
+        story = DatasetConfig(ShardFolder(folder), task, features=features)
+        _add(datasets, task, story, ratio, "stories_ratio")
+
+
+def _add(
+    datasets: dict[str, DatasetConfig], name: str, added: DatasetConfig, ratio: float, setting: str
+) -> None:
+    """Add a data set as a share `ratio` of the samples of its objective, if there are any."""
     if not 0 <= ratio < 1:
-        raise UserError(f"data.stories_ratio is {ratio}; give a share from 0 to less than 1.")
-    for task in (INTERLEAVED, INTERLEAVED_IMAGES) if ratio else ():
-        others = [each for each in datasets.values() if each.objective == OBJECTIVE_OF_TASK[task]]
-        if others:
-            total = sum(1.0 if each.weight is None else each.weight for each in others)
-            for each in others:
-                each.weight = (1 - ratio) * (1.0 if each.weight is None else each.weight) / total
-            datasets[task] = DatasetConfig(
-                ShardFolder(folder), task, weight=ratio, features=features
-            )
+        raise UserError(f"data.{setting} is {ratio}; give a share from 0 to less than 1.")
+    others = [each for each in datasets.values() if each.objective == added.objective]
+    if not ratio or not others:
+        return
+    total = sum(1.0 if each.weight is None else each.weight for each in others)
+    for each in others:
+        each.weight = (1 - ratio) * (1.0 if each.weight is None else each.weight) / total
+    added.weight = ratio
+    datasets[name] = added
 
 
 class EditsDataModule(MixedDataModule):
@@ -126,6 +168,7 @@ class EditsDataModule(MixedDataModule):
         share: fraction of the samples but the stories that are edits.
         reconstructions: fraction of the samples but the stories that are captioned images to be
             repeated from what the language model sees of them; the rest are captions.
+        singles_ratio: fraction of the samples but the stories that are single shapes.
         stories_ratio, stories, num_stories: settings of `ShapesDataModule`.
         world_seed: random seed of the drawings.
         batch_size, shared_batch, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
@@ -140,6 +183,7 @@ class EditsDataModule(MixedDataModule):
         changes: int = 40000,
         share: float = 0.6,
         reconstructions: float = 0.0,
+        singles_ratio: float = 0.0,
         stories_ratio: float = 0.0,
         stories: str | None = None,
         num_stories: int | None = None,
@@ -159,7 +203,7 @@ class EditsDataModule(MixedDataModule):
         self.images, self.changes, self.world_seed = images, changes, world_seed
         self.stories = Path(stories or f"{folder}_stories")
         self.num_stories = images if num_stories is None else num_stories
-        self.stories_ratio = stories_ratio
+        self.singles_ratio, self.stories_ratio = singles_ratio, stories_ratio
 
         def datasets(split: str) -> dict[str, DatasetConfig]:
             captions, edits = (ShardFolder(root / split) for root in (self.folder, self.edits))
@@ -184,12 +228,17 @@ class EditsDataModule(MixedDataModule):
             seed=seed,
             length_bucket_batches=1,
         )
+        add_singles(self.datasets, self.folder, singles_ratio)
         add_stories(self.datasets, self.stories / "train", stories_ratio)
         add_stories(self.val_datasets, self.stories / "eval", stories_ratio)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
+        if self.singles_ratio:
+            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
+        if self.singles_ratio:
+            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
         ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         super().prepare_data()

@@ -73,6 +73,12 @@ ATTRIBUTES = (
     CONSTANT,
     *NO_TOWER,
 )
+EDITS = (
+    "--model.optimization.lr=5.0e-3",
+    "--data.init_args.changes=80000",
+    "--data.init_args.stories=data/shapes_stories",  # those of stage 1
+    "--data.init_args.num_stories=30000",
+)
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So first
 # the tower learns what is in each cell, then the language model which attributes are of one shape.
 PLAN = (
@@ -85,15 +91,33 @@ PLAN = (
         "stage2", 4500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
     ),
     PretrainStage(
-        *("edits", 5500, "generation", ("encoder", "reading", "stage1", "decoder", "stage2")),
+        "edits_first",
+        2000,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "stage2"),
+        (*MANY, *EDITS, TWO),
+        "edits",
+    ),
+    PretrainStage(
+        "singles",
+        200,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "edits_first"),
         (
             *MANY,
             TWO,
-            "--model.optimization.lr=5.0e-3",  # sizes are learned here, long after the rest
-            "--data.init_args.changes=80000",
-            "--data.init_args.stories=data/shapes_stories",  # those of stage 1
-            "--data.init_args.num_stories=30000",
+            CONSTANT,
+            "--model.optimization.lr=5.0e-3",
+            "--data.init_args.singles_ratio=0.8",
         ),
+        "stage2",
+    ),
+    PretrainStage(
+        "edits",
+        3300,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "singles"),
+        (*MANY, *EDITS, TWO, "--data.init_args.singles_ratio=0.1"),
     ),
 )
 

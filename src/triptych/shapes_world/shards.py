@@ -49,6 +49,9 @@ EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
 STORIES_VERSION = 2
 STORIES_MARKER = "stories.json"
+SINGLES_VERSION = 1
+SINGLES_MARKER = "singles.json"
+SINGLE_TASKS = ("single_object", "colors")
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
 QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
@@ -157,6 +160,30 @@ def make_story_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
+def make_single_sample(split: str, index: int, seed: int) -> dict:
+    """Image `index` of one shape in the format of `make_sample`; its caption says everything."""
+    # separate random streams, after those of captions, edits and stories
+    stream = len(SPLITS) + 2 * len(EDIT_SPLITS) + EDIT_SPLITS.index(split)
+    rng = numpy.random.Generator(
+        numpy.random.PCG64(numpy.random.SeedSequence([seed, stream, index]))
+    )
+    task = SINGLE_TASKS[index % len(SINGLE_TASKS)]
+    _, _, scene = sample(rng, task, split)
+    caption = describe(scene, rng)
+    facts = {
+        "task": task,
+        "caption": caption,
+        "request": request_of(scene).to_dict(),
+        "scene": scene.to_dict(),
+    }
+    return {
+        "__key__": f"{split}{index:08d}",
+        "jpg": _jpeg(draw(scene)),
+        "txt": caption.encode(),
+        "json": json.dumps(facts).encode(),
+    }
+
+
 def _jpeg(image: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would blur the edges of small shapes."""
     return encode_image(image, "JPEG", quality=95, subsampling=0)
@@ -181,8 +208,7 @@ def write_shards(
         seed: random seed of the data set.
         samples_per_shard: maximum number of samples in a shard.
         progress: callback for the number of samples written so far.
-        make: function that generates a sample, `make_sample`, `make_edit_sample` or
-            `make_story_sample`.
+        make: function that generates a sample, such as `make_sample`.
 
     Raises:
         UserError: the folder is not empty.
@@ -266,9 +292,24 @@ def ensure_stories(
     return _ensure(kind, Path(folder), sizes, seed, progress)
 
 
+def ensure_singles(
+    folder: str | Path,
+    *,
+    train: int = 12000,
+    evaluation: int = 600,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Generate FOLDER/train and /eval of images of one shape if missing; see `ensure_shapes`."""
+    sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
+    name = "the single shapes of the shapes world"
+    kind = _Kind(name, SINGLES_MARKER, SINGLES_VERSION, make_single_sample)
+    return _ensure(kind, Path(folder), sizes, seed, progress)
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of data set: shapes, edits or stories."""
+    """A kind of data set: shapes, edits, stories or single shapes."""
 
     name: str
     marker: str
