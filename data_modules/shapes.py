@@ -25,6 +25,8 @@ from triptych.shapes_world.shards import (
 )
 from triptych.utils.errors import UserError
 
+MAX_SINGLES = 12000
+
 
 class ShapesDataModule(ShardDataModule):
     """The shapes world: its shards are drawn once, then read like any other shards.
@@ -98,7 +100,7 @@ class ShapesDataModule(ShardDataModule):
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
         if self.singles_ratio:
-            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
+            draw_singles(self.folder, self.images, self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         super().prepare_data()
@@ -107,6 +109,11 @@ class ShapesDataModule(ShardDataModule):
 def singles_folder(folder: Path) -> Path:
     """Folder of the images of one shape that belong to a folder of shapes."""
     return folder.with_name(f"{folder.name}_singles")
+
+
+def draw_singles(folder: Path, images: int, world_seed: int) -> None:
+    """Draw the single shapes of a folder of shapes with `images` images, at most MAX_SINGLES."""
+    ensure_singles(singles_folder(folder), train=min(images, MAX_SINGLES), seed=world_seed)
 
 
 def add_singles(
@@ -235,10 +242,10 @@ class EditsDataModule(MixedDataModule):
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
         if self.singles_ratio:
-            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
+            draw_singles(self.folder, self.images, self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         if self.singles_ratio:
-            ensure_singles(singles_folder(self.folder), seed=self.world_seed)
+            draw_singles(self.folder, self.images, self.world_seed)
         ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         super().prepare_data()

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from edit_models import tiny_flags
+from edit_models import blind_flags
 from PIL import Image
 from processes import run
 from tolerances import assert_same_images
 
 from triptych.cli.main import main
 from triptych.cli.output_folder import ImageJob, OutputFolder
+from triptych.shapes_world.world import Shape, draw, scene_of
 from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -244,8 +245,18 @@ def test_a_folder_stands_for_its_images(triptych):
 # --- chat -----------------------------------------------------------------------------------------
 
 
-def test_a_question_has_one_answer(triptych):
-    assert triptych("chat", SAMPLES, "how many shapes are there?")[:2] == (0, "two\n")
+@pytest.fixture
+def two_shapes(tmp_path):
+    """An image of two shapes."""
+    scene = scene_of(
+        [Shape("circle", "red", "large", 0, 0), Shape("cross", "blue", "small", 2, 1)], "white"
+    )
+    Image.fromarray(draw(scene)).save(tmp_path / "two.png")
+    return tmp_path / "two.png"
+
+
+def test_a_question_has_one_answer(triptych, two_shapes):
+    assert triptych("chat", two_shapes, "how many shapes are there?")[:2] == (0, "two\n")
     assert triptych("chat", "what is it?")[0] == 0
 
 
@@ -296,9 +307,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(triptych, pipe, monkeyp
     assert all(each.closed for each in made)
 
 
-def test_questions_in_json_lines(triptych):
+def test_questions_in_json_lines(triptych, two_shapes):
     asked = [
-        {"id": "a", "image": str(SAMPLES), "question": "how many shapes are there?"},
+        {"id": "a", "image": str(two_shapes), "question": "how many shapes are there?"},
         {"images": [str(SAMPLES)] * 2, "question": "are they the same?"},
         {"id": "c", "messages": [{"role": "user", "content": "what is it?"}]},
     ]
@@ -459,8 +470,6 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(triptych, status, 
         (["generate", "a red circle", "circle " * 300], "tokens, the model takes 256"),
         (["generate", "a circle", "--sampler", "eular"], "there is no sampler 'eular'"),
         (["edit", SAMPLES, "circle " * 300], "tokens, the model takes 256"),
-        (["edit", SAMPLES, "x", "--image-guidance-scale", "2"], "image_guidance_scale is 2, and"),
-        (["eval", "shapes", "--image-guidance-scale", "2"], "image_guidance_scale is 2, and"),
     ],
 )
 def test_model_dependent_errors_precede_the_first_image(triptych, arguments, said):
@@ -470,7 +479,20 @@ def test_model_dependent_errors_precede_the_first_image(triptych, arguments, sai
     assert not list(Path("none").glob("0*"))
 
 
-def test_a_mistake_in_the_scale_of_a_line_is_found_before_the_first_edit(triptych):
+@pytest.fixture
+def blind(pipe, monkeypatch):
+    """The loaded model sees no source images."""
+    monkeypatch.setattr(pipe.model.generation.dit, "takes_source", False)
+
+
+@pytest.mark.parametrize("arguments", [["edit", SAMPLES, "x", "-o", "none"], ["eval", "shapes"]])
+def test_a_scale_for_no_source_is_refused_before_the_first_image(triptych, blind, arguments):
+    status, out, err = triptych(*arguments, "--image-guidance-scale", "2")
+    assert (status, out) == (1, "") and "image_guidance_scale is 2, and" in err
+    assert not list(Path("none").glob("0*"))
+
+
+def test_a_mistake_in_the_scale_of_a_line_is_found_before_the_first_edit(triptych, blind):
     Path("edits.jsonl").write_text(
         "\n".join(
             json.dumps({"image": str(SAMPLES), "instruction": "make it blue", **scale})
@@ -485,7 +507,7 @@ def test_edits_of_a_generator_that_sees_the_image(forks, tmp_path):
     """Flags, the lines of a file, and the settings in the images; nothing in a model's place."""
     line = {"image": str(SAMPLES), "instruction": "make it blue", "image_guidance_scale": 2}
     (tmp_path / "edits.jsonl").write_text(json.dumps(line))
-    command = ["edit", *tiny_flags(tmp_path), *FEW]
+    command = ["edit", *FEW]
     scales = ["--guidance-scale", "3", "--image-guidance-scale", "1.5"]
     for arguments, scale in (([SAMPLES, "make it blue"], 1.5), (["--jsonl", "edits.jsonl"], 2)):
         status, said = forks(tmp_path, *command, *arguments, *scales, "-o", f"out-{scale}")
@@ -496,7 +518,7 @@ def test_edits_of_a_generator_that_sees_the_image(forks, tmp_path):
 
 
 def test_a_generator_that_does_not_see_the_image_refuses_a_scale_of_it(forks, tmp_path):
-    command = ["edit", SAMPLES, "make it blue", *FEW]
+    command = ["edit", *blind_flags(tmp_path), SAMPLES, "make it blue", *FEW]
     status, said = forks(tmp_path, *command, "--image-guidance-scale", "2")
     assert status == 1 and "Traceback" not in said
     assert said.count("image_guidance_scale is 2, and this model's generator") == 1

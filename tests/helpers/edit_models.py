@@ -43,19 +43,11 @@ def mixed_batch(model: Any, captions: Path, edits: Path, wanted: str = "cece") -
     return build(0, places, range(len(places)))
 
 
-def tiny_flags(folder: Path) -> list[str]:
-    """Flags of the tiny preset with a generator that sees sources, by random weights in `folder`.
-
-    All other weights are those of the preset.
-    """
+def blind_flags(folder: Path) -> list[str]:
+    """Flags of the tiny preset with a generator that sees no sources, its weights in `folder`."""
     path = resolve("asset:tiny/generation.safetensors", created_by="")
-    tensors, metadata = load_file(path), read_metadata(path)
-    width = tensors["generation.dit.dit.patch_embedder.proj.weight"].shape
-    draw = torch.Generator().manual_seed(3)
-    inside = "generation.dit.dit.patch_embedder.source_embedder."
-    tensors[inside + "weight"] = 0.2 * torch.randn(width, generator=draw)
-    tensors[inside + "bias"] = 0.2 * torch.randn(width[:1], generator=draw)
-    file = folder / "seeing.safetensors"
-    save_file(tensors, file, metadata)
-    flag = "--model.generation.init_args.dit.init_args.source=channels"
+    tensors = {name: each for name, each in load_file(path).items() if ".source_" not in name}
+    file = folder / "blind.safetensors"
+    save_file(tensors, file, read_metadata(path))
+    flag = "--model.generation.init_args.dit.init_args.source=none"
     return [flag, f"--model.weights.generation={file}"]

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from edit_models import tiny_flags
+from edit_models import blind_flags
 from tolerances import images_agree
 
 from triptych.evaluation.shapes.edit_eval import edits
@@ -22,14 +22,14 @@ SAMPLES = edits(3)
 
 
 @pytest.fixture(scope="module")
-def blind():
-    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
+def blind(tmp_path_factory):
+    flags = blind_flags(tmp_path_factory.mktemp("blind"))
+    return UnifiedPipeline.from_pretrained("tiny", device="cpu", overrides=flags)
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory):
-    flags = tiny_flags(tmp_path_factory.mktemp("seeing"))
-    return UnifiedPipeline.from_pretrained("tiny", device="cpu", overrides=flags)
+def seeing():
+    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
 
 @pytest.fixture
@@ -108,11 +108,8 @@ def test_a_bare_model_edits_as_the_pipeline_does(seeing, images):
     assert images_agree(to_images(bare), piped.images)
 
 
-def test_an_offloaded_model_sees_the_image(seeing, images, tmp_path):
-    flags = tiny_flags(tmp_path)
-    offloaded = UnifiedPipeline.from_pretrained(
-        "tiny", device="cpu", overrides=flags, enable_model_cpu_offload=True
-    )
+def test_an_offloaded_model_sees_the_image(seeing, images):
+    offloaded = UnifiedPipeline.from_pretrained("tiny", device="cpu", enable_model_cpu_offload=True)
     made = offloaded.edit(images, prompt=INSTRUCTIONS, seed=0, **FEW).images
     assert images_agree(made, seeing.edit(images, prompt=INSTRUCTIONS, seed=0, **FEW).images)
 

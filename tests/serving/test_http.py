@@ -15,7 +15,7 @@ from io import BytesIO
 import httpx
 import openai
 import pytest
-from edit_models import tiny_flags
+from edit_models import blind_flags
 from PIL import Image
 from processes import started
 from scripted_chat import IMAGE, Script
@@ -110,23 +110,24 @@ def test_edits_of_one_and_of_several_images(server, pipeline, tmp_path):
     assert_same_images(image(several.data[0]), direct)
 
 
-def test_an_image_guidance_scale_is_for_edits_by_a_generator_that_sees_images(server, tmp_path):
+def test_an_image_guidance_scale_is_for_edits_by_a_generator_that_sees_images(
+    server, pipeline, tmp_path
+):
     path = tmp_path / "red.png"
     path.write_bytes(file("red"))
-    options = {"image_guidance_scale": 2.0, **FAST}
-    with pytest.raises(openai.BadRequestError, match="image_guidance_scale is 2, and this model's"):
-        server.openai().images.edit(image=path.open("rb"), prompt="x", extra_body=options)
+    options = {"image_guidance_scale": 2.0, "seed": 3, **FAST}
+    one = server.openai().images.edit(image=path.open("rb"), prompt="x", extra_body=options)
+    direct = pipeline.edit(path, prompt="x", **options).images
+    assert_same_images(image(one.data[0]), direct[0])
+    other = {**options, "image_guidance_scale": 1.0}
+    assert not images_agree(direct, pipeline.edit(path, prompt="x", **other).images)
     with pytest.raises(openai.BadRequestError, match="image_guidance_scale is unknown here"):
         server.openai().images.generate(prompt="x", extra_body=options)
-    flags = tiny_flags(tmp_path)
-    seeing = UnifiedPipeline.from_pretrained("tiny", overrides=flags)
-    with running(seeing, ImageSizes.of(seeing)) as other:
-        options["seed"] = 3
-        one = other.openai().images.edit(image=path.open("rb"), prompt="x", extra_body=options)
-        direct = seeing.edit(path, prompt="x", **options).images
-        assert_same_images(image(one.data[0]), direct[0])
-        options["image_guidance_scale"] = 1.0
-        assert not images_agree(direct, seeing.edit(path, prompt="x", **options).images)
+    blind = UnifiedPipeline.from_pretrained("tiny", overrides=blind_flags(tmp_path))
+    said = "image_guidance_scale is 2, and this model's"
+    with running(blind, ImageSizes.of(blind)) as seeing_none:
+        with pytest.raises(openai.BadRequestError, match=said):
+            seeing_none.openai().images.edit(image=path.open("rb"), prompt="x", extra_body=options)
 
 
 def test_images_are_streamed_as_they_come(server):

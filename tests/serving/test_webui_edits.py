@@ -2,7 +2,7 @@
 
 import gradio
 import pytest
-from edit_models import tiny_flags
+from edit_models import blind_flags
 from PIL import Image
 
 from triptych.inference.pipeline import UnifiedPipeline
@@ -20,9 +20,8 @@ def page_of(pipe, folder):
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory):
-    flags = tiny_flags(tmp_path_factory.mktemp("seeing"))
-    return UnifiedPipeline.from_pretrained("tiny", device="cpu", overrides=flags)
+def seeing():
+    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
 
 def controls(blocks):
@@ -31,7 +30,9 @@ def controls(blocks):
 
 
 def test_a_generator_that_sees_no_image_has_no_such_control(tmp_path):
-    _, blocks = page_of(UnifiedPipeline.from_pretrained("tiny", device="cpu"), tmp_path)
+    flags = blind_flags(tmp_path)
+    blind = UnifiedPipeline.from_pretrained("tiny", device="cpu", overrides=flags)
+    _, blocks = page_of(blind, tmp_path)
     assert controls(blocks) == []
 
 

@@ -52,6 +52,7 @@ class PretrainStage:
 
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
+NO_SINGLES = "--data.init_args.singles_ratio=0"
 TWO = "--hardware=cpu"  # processes
 CONSTANT = "--model.optimization.lr_scheduler=constant"  # stage 1 goes on from there
 # The tower trains in the first run alone, see docs/tiny_preset.md.
@@ -88,14 +89,18 @@ PLAN = (
     PretrainStage("encoder", 1500, "encoder"),
     PretrainStage("decoder", 1000, "decoder", ("encoder",)),
     PretrainStage(
-        "stage2", 4500, "generation", ("encoder", "reading", "stage1", "decoder"), (*MANY, TWO)
+        "stage2",
+        4500,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder"),
+        (*MANY, NO_SINGLES, TWO),
     ),
     PretrainStage(
         "edits_first",
         2000,
         "generation",
         ("encoder", "reading", "stage1", "decoder", "stage2"),
-        (*MANY, *EDITS, TWO),
+        (*MANY, *EDITS, NO_SINGLES, TWO),
         "edits",
     ),
     PretrainStage(
@@ -117,7 +122,7 @@ PLAN = (
         3300,
         "generation",
         ("encoder", "reading", "stage1", "decoder", "singles"),
-        (*MANY, *EDITS, TWO, "--data.init_args.singles_ratio=0.1"),
+        (*MANY, *EDITS, TWO),
     ),
 )
 

@@ -296,15 +296,13 @@ def ensure_singles(
     folder: str | Path,
     *,
     train: int = 12000,
-    evaluation: int = 600,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Generate FOLDER/train and /eval of images of one shape if missing; see `ensure_shapes`."""
-    sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
+    """Generate FOLDER/train of images of one shape if it is missing; see `ensure_shapes`."""
     name = "the single shapes of the shapes world"
     kind = _Kind(name, SINGLES_MARKER, SINGLES_VERSION, make_single_sample)
-    return _ensure(kind, Path(folder), sizes, seed, progress)
+    return _ensure(kind, Path(folder), {"train": train}, seed, progress)
 
 
 @dataclass(frozen=True)
