@@ -275,7 +275,7 @@ def test_any_object_with_scores_or_function_is_a_ranker():
         ({"num_candidates": 2, "ranker": "clip"}, "ranker 'clip' has no method scores"),
         ({"best_of": 2}, "no argument 'best_of'; use num_candidates"),
         ({"num_candidates": 2, "ranker": ShapesChecker(), "prompt": "a cat"}, "'a cat', which"),
-        ({"num_candidates": 2, "prompt": "circle " * 220}, "the conversation has .* shorten it"),
+        ({"num_candidates": 2, "prompt": "circle " * 225}, "the conversation has .* shorten it"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused_before_any_work(pipe, monkeypatch, options, message):
