@@ -12,6 +12,7 @@ from tolerances import assert_same_images
 
 from triptych.backbones.token_sampling import choice
 from triptych.conversations import chat_ids
+from triptych.inference import chat
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Sampling
@@ -96,12 +97,19 @@ def test_an_image_is_seen(pipe):
 
 
 def test_an_image_after_its_question_is_seen_as_before_it(pipe, monkeypatch):
-    question = "what colour is the circle?"
+    question, rows = "what colour is the circle?", []
+
+    def ids(*arguments):
+        rows.append(chat_ids(*arguments))
+        return rows[-1]
+
+    monkeypatch.setattr(chat, "chat_ids", ids)
     assert pipe.chat(asked(question, disc("green"))) == "green"
     monkeypatch.setattr(pipe.model.understanding, "images_first", False)
-    before, after = asked(disc("green"), question), asked(question, disc("green"))
-    answers = [pipe.chat_batch([talk])[0].text for talk in (before, after)]
-    assert answers[0] == "green" != answers[1]  # as the model was not trained
+    for talk in (asked(disc("green"), question), asked(question, disc("green"))):
+        pipe.chat(talk)
+    after, before, unmoved = rows
+    assert after == before != unmoved and sorted(after) == sorted(unmoved)
 
 
 def test_a_batch_answers_as_one_by_one(pipe):
@@ -111,8 +119,10 @@ def test_a_batch_answers_as_one_by_one(pipe):
         asked(disc("green", (96, 48)), "what colour is the circle?"),
         asked(disc(), disc("blue"), "are they the same?"),
     ]
-    together = pipe.chat_batch(talks, max_new_tokens=8)
-    alone = [pipe.chat_batch([talk], max_new_tokens=8)[0] for talk in talks]
+    together = pipe.chat_batch(talks, max_new_tokens=8, seed=3)
+    alone = [
+        pipe.chat_batch([talk], max_new_tokens=8, seed=3 + n)[0] for n, talk in enumerate(talks)
+    ]
     for one, other in zip(together, alone, strict=True):
         assert replace(one, content=[]) == replace(other, content=[])
         assert len(one.content) == len(other.content)
