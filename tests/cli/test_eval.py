@@ -275,7 +275,7 @@ def test_shapes_report_keeps_its_structure(triptych):
     assert "shape_eval/mean" in err
     settings = Report.load("a/s.json").settings
     assert (
-        settings["num_inference_steps"] == 1 and settings["guidance_scale"] == 3.0
+        settings["num_inference_steps"] == 1 and settings["guidance_scale"] == 2.5
     )  # the model's own
     assert len(settings["weights"]) == 16
 
@@ -311,7 +311,7 @@ def test_shapes_reuses_existing_images(triptych, monkeypatch):
     changed = {name for name in kept if again[name] != kept[name]}
     assert changed == {"shape_eval/00001-0.png", "shape_eval_unseen/00002-0.png"}
     status, _, err = triptych(*shapes, "--guidance-scale", 1)
-    assert status == 1 and "(guidance_scale 3.0 then, 1.0 now); name another folder" in err
+    assert status == 1 and "(guidance_scale 2.5 then, 1.0 now); name another folder" in err
 
 
 # --- fid, understanding ---------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_images_hold_their_metadata_and_are_listed(triptych):
     assert second["settings"] == read_metadata("a/000008-001.png")
     assert (
         second["settings"]["num_inference_steps"] == 2
-        and second["settings"]["guidance_scale"] == 3.0
+        and second["settings"]["guidance_scale"] == 2.5
     )
     assert Image.open("a/grid.png").width > 2 * 144
 
@@ -109,7 +109,7 @@ def test_json_lines_override_the_flags(triptych):
     settings = [each["settings"] for each in read]
     assert [each["seed"] for each in settings] == [5, 6, 2, 3]
     assert [each["num_inference_steps"] for each in settings] == [3, 3, 2, 2]
-    assert [each["guidance_scale"] for each in settings] == [3.0, 3.0, 1, 3.0]
+    assert [each["guidance_scale"] for each in settings] == [2.5, 2.5, 1, 2.5]
     assert [each["negative_prompt"] for each in settings] == [None, None, "green", None]
     assert len(out.splitlines()) == 4
 

@@ -33,6 +33,8 @@ from triptych.training.synthetic_batches import caption_batch
 
 PRODUCTS = {"mm", "addmm", "bmm", "linear"}
 CPU = torch.device("cpu")
+ADAMW = "--model.optimization.optimizer=null"
+"""Of the published recipes, whose state a plan knows."""
 FLAGS = ["--model.build_decoder=false", "--model.execution.frozen_dtype=bfloat16"]
 
 
@@ -143,7 +145,7 @@ def count(case: dict[str, Any], rank: int) -> dict[str, Any]:
     world = case["world"]
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (world,))
-    model = stage_model(case["preset"], case["stage"], *FLAGS)
+    model = stage_model(case["preset"], case["stage"], *FLAGS, ADAMW)
     model.train()
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     shard(model, mesh, case["frozen_params"])

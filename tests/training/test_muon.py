@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from builders import unified
+from nothing_read import NothingIsRead
 from torch import nn
 
 from triptych.training.freezing import freeze_all_but
@@ -68,6 +69,39 @@ def test_a_resumed_run_goes_on_bit_for_bit():
         step(model, optimizer, seed)
         step(resumed, fresh, seed)
     assert all(map(torch.equal, model.parameters(), resumed.parameters()))
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_skipped_step_changes_no_bit_and_reads_nothing(before):
+    """As in torch's fused optimizers, also of the first step, which makes the state."""
+    model, untouched = Net(), Net()
+    optimizer, plain = make_optimizer(model, MUON), make_optimizer(untouched, MUON)
+    for seed in range(before):
+        step(model, optimizer, seed)
+        step(untouched, plain, seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf = torch.ones(())
+    with NothingIsRead():
+        optimizer.step()
+    optimizer.zero_grad()
+    assert all(map(torch.equal, model.parameters(), untouched.parameters()))
+    optimizer.found_inf = torch.zeros(())
+    step(model, optimizer, before)  # as if the bad one had not been
+    step(untouched, plain, before)
+    assert all(map(torch.equal, model.parameters(), untouched.parameters()))
+
+
+def test_gradients_of_a_scaled_loss_are_divided():
+    model, plain = Net(), Net()
+    scaled, optimizer = make_optimizer(model, MUON), make_optimizer(plain, MUON)
+    for own in (model, plain):
+        own(torch.arange(5)).square().mean().backward()
+    for parameter in model.parameters():
+        parameter.grad *= 1024
+    scaled.grad_scale, scaled.found_inf = torch.tensor(1024.0), torch.zeros(())
+    scaled.step(), optimizer.step()
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
 
 
 def test_a_schedule_moves_both_rates():

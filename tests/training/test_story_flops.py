@@ -134,8 +134,8 @@ def requested(stage, **options):
 
 
 def test_a_plan_takes_the_share_of_the_stages_own_data():
-    assert requested("stage1").stories == 0.35
-    assert requested("edits").stories == 0.0
+    assert requested("stage1").stories == 0.25
+    assert requested("edits").stories == 0.25
     asked = requested("stage2", stories=0.5)
     assert asked.stories == 0.5 and asked.contents.shows_images and asked.contents.has_sources
     with pytest.raises(UserError, match="'decoder' reads no conversations"):

@@ -51,7 +51,7 @@ def condition(
         steps[:length].expand(3, batch, -1),
         (starts + steps[:number]).expand(3, -1, -1),
     )
-    if images and vlm.image_positions == "grid":
+    if images and len(image_grid_thw) and vlm.image_positions == "grid":
         if position_ids is None:
             position_ids = vlm.position_ids(input_ids, attention_mask, image_grid_thw)
         prompt_positions = position_ids

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from triptych.utils.errors import UserError
 
@@ -30,6 +31,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     optimizer. Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982,
     section 2.2): one learning rate serves both.
 
+    A bad step is skipped as in torch's fused optimizers: where `found_inf` is 1, on the device,
+    weights and state stay bit-identical. Muon's kernels have no such switch: its matrices are kept
+    for the length of a step.
+
     Args:
         groups: parameter groups, with "muon" True in those of Muon.
         lr: default learning rate.
@@ -38,6 +43,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Raises:
         UserError: this torch has no Muon.
     """
+
+    _step_supports_amp_scaling = True
+    """Read by torch's GradScaler and by `NonFiniteGuard`, which then set `found_inf`."""
 
     def __init__(
         self,
@@ -81,6 +89,40 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        skipped, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         for each in self._inner:
-            each.step()
+            if not isinstance(each, torch.optim.Muon):
+                each.found_inf, each.grad_scale = skipped, scale
+                each.step()
+            elif skipped is None and scale is None:
+                each.step()
+            else:
+                self._step_unless(each, skipped, scale)
         return loss
+
+    def _step_unless(
+        self, muon: torch.optim.Muon, skipped: Tensor | None, scale: Tensor | None
+    ) -> None:
+        """Step with gradients divided by `scale`; where `skipped` is 1, nothing changes."""
+        every = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
+        if scale is not None:
+            for parameter in every:
+                _local(parameter.grad).div_(scale)
+        if skipped is None:
+            muon.step()
+            return
+        skip = skipped.bool()
+        kept = [_local(parameter).clone() for parameter in every]
+        for parameter in every:  # the average of gradients meets itself, and does not move
+            gradient = _local(parameter.grad)
+            average = muon.state[parameter].get("momentum_buffer")
+            still = torch.zeros_like(gradient) if average is None else _local(average)
+            gradient.copy_(torch.where(skip, still, gradient))
+        muon.step()
+        for parameter, old in zip(every, kept, strict=True):
+            own = _local(parameter)
+            own.copy_(torch.where(skip, old, own))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

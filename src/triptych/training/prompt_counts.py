@@ -17,7 +17,7 @@ ANSWER_TOKENS = 121
 """Tokens of the caption alone, the targets where captions are answers."""
 STORY_IMAGES = 3
 """Images of a story of the shapes world, in the mean; the assistant makes all of them."""
-STORY_TOKENS = 108
+STORY_TOKENS = 96
 """Tokens of such a story in the mean, without the placeholders of its images."""
 STORY_ANSWER_TOKENS = 10
 """Tokens that the assistant says in it, `[IMG]` and ends of messages included."""
