@@ -170,6 +170,7 @@ class EditsDataModule(MixedDataModule):
     Args:
         folder: folder of the captioned images, see `ShapesDataModule`.
         edits: folder of the edits: edits/train and edits/eval.
+        part: captioned training images, see `ShapesDataModule`.
         images: number of captioned training images.
         changes: number of training edits.
         share: fraction of the samples but the stories that are edits.
@@ -186,6 +187,7 @@ class EditsDataModule(MixedDataModule):
         folder: str = "data/shapes",
         edits: str = "data/edits",
         *,
+        part: Literal["train", "instruct"] = "train",
         images: int = 30000,
         changes: int = 40000,
         share: float = 0.6,
@@ -212,8 +214,8 @@ class EditsDataModule(MixedDataModule):
         self.num_stories = images if num_stories is None else num_stories
         self.singles_ratio, self.stories_ratio = singles_ratio, stories_ratio
 
-        def datasets(split: str) -> dict[str, DatasetConfig]:
-            captions, edits = (ShardFolder(root / split) for root in (self.folder, self.edits))
+        def datasets(split: str, shown: str) -> dict[str, DatasetConfig]:
+            captions, edits = ShardFolder(self.folder / shown), ShardFolder(self.edits / split)
             rest = 1 - share - reconstructions
             found = {
                 "captions": DatasetConfig(captions, TEXT_TO_IMAGE, weight=rest),
@@ -226,8 +228,8 @@ class EditsDataModule(MixedDataModule):
             return found
 
         super().__init__(
-            datasets("train"),
-            datasets("eval"),
+            datasets("train", part),
+            datasets("eval", "eval"),
             batch_size=batch_size,
             shared_batch=shared_batch,
             num_val_samples=num_val_samples,

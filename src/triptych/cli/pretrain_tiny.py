@@ -124,6 +124,21 @@ PLAN = (
         ("encoder", "reading", "stage1", "decoder", "singles"),
         (*MANY, *EDITS, TWO),
     ),
+    PretrainStage(
+        "tuning",
+        1500,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "edits"),
+        (
+            *MANY,
+            *EDITS,
+            TWO,
+            "--data.init_args.part=instruct",  # more of what is learned last
+            "--data.init_args.share=0.3",
+            "--data.init_args.stories_ratio=0.2",
+        ),
+        "edits",
+    ),
 )
 
 
