@@ -22,7 +22,7 @@ STACK := .venv-stack/.set-up
 LOWEST := .venv-lowest/.set-up
 # -P: no file of the current folder is in the place of a module
 RUN := .venv/bin/python -P -m triptych
-STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint train-rl
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint train-rl train-preferences
 # Without a GPU two processes train the tiny preset nearly twice as fast as one with two threads; the
 # loss of the encoder compares the samples of one process.
 ifneq ($(PRESET)$(wildcard /dev/nvidia0),tiny)
@@ -94,6 +94,7 @@ train-edits: ## Tune generation on edits of images, and captions so that it keep
 train-reconstruct: ## Tune generation without captions, to repeat what the language model sees
 train-joint: ## Train understanding and generation together
 train-rl: ## Tune generation by rewards of its own images, without new ones
+train-preferences: ## Tune generation by pairs of images, one of them preferred: DATA=FOLDER
 
 $(STAGES): $(STAMP)
 	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(HARDWARE),--hardware "$(HARDWARE)") \

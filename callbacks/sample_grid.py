@@ -18,7 +18,12 @@ from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, REWARDED_GENERATION
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    LANGUAGE_MODELING,
+    PREFERRED_GENERATION,
+    REWARDED_GENERATION,
+)
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import labelled_image_grid, stack_rows
 from triptych.utils.images import square, to_arrays, unit_to_pixels
@@ -234,6 +239,10 @@ GRID_KINDS = (
     GridKind("generation", generated, _GENERATES, IMAGE_GENERATION, ("caption",), "a caption"),
     GridKind(
         *("reward_tuning", generated, _GENERATES, REWARDED_GENERATION),
+        *(("caption",), "a caption"),
+    ),
+    GridKind(
+        *("preference_tuning", generated, _GENERATES, PREFERRED_GENERATION),
         *(("caption",), "a caption"),
     ),
     GridKind("generation", edited, _EDITS, IMAGE_GENERATION, ("edit",), "an edit"),

@@ -20,7 +20,9 @@ class DatasetConfig:
     Args:
         source: any `DataSource`, by class_path.
         task: task of the samples: "text_to_image", "image_to_image", "image_to_text",
-            "text_to_text", "text_to_reward" (captions whose images a reward scores), or of
+            "text_to_text", "text_to_reward" (captions whose images a reward scores),
+            "text_to_preference" (the better of two images; "rejected" in the metadata names the
+            other one), or of
             conversations with images in any message "interleaved" (what is
             said) or "interleaved_images" (which images are made).
         weight: share of the samples of its objective, relative to the other data sets; null in all

@@ -19,9 +19,9 @@ class ShardDataModule(MixedDataModule):
         shards: folder, file or pattern of training shards, see `find_shards`.
         val_shards: validation shards; null validates on the first training samples.
         tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
-            editing), "image_to_text", "text_to_text" or "text_to_reward" (captions alone). One
-            batch holds both tasks of an objective; tasks of both objectives are joint training,
-            with one batch of each in every step.
+            editing), "image_to_text", "text_to_text", "text_to_reward" (captions alone) or
+            "text_to_preference" (pairs). One batch holds both tasks of an objective; tasks of both
+            objectives are joint training, with one batch of each in every step.
         batch_size, shared_batch, num_val_samples, num_workers, seed, steps_per_batch,
             length_bucket_batches, max_bad_fraction, image_backend, max_pixels: settings of
             `MixedDataModule`.

@@ -21,6 +21,7 @@ from triptych.interfaces import (
     IMAGE_GENERATION,
     INTERLEAVED,
     INTERLEAVED_IMAGES,
+    PREFERRED_GENERATION,
     REWARDED_GENERATION,
     TURN,
     Batch,
@@ -54,7 +55,7 @@ class Example:
     prompt_images: list[Tensor] = field(default_factory=list)
     """uint8 [3,s,s] each, the images in the prompt."""
     targets: list[Target] = field(default_factory=list)
-    """The images to generate: one, or those of a conversation."""
+    """The images to generate: one, those of a conversation, or a better and a worse one."""
 
 
 @dataclass
@@ -144,6 +145,8 @@ class Collator:
         prompt = dataset.prompt(number, sample, processor, self.seed)
         if dataset.task in (INTERLEAVED, INTERLEAVED_IMAGES):
             return self._conversation(dataset, number, prompt)
+        if self.objective == PREFERRED_GENERATION:
+            return self._pair(dataset, number, prompt)
         features: Tensor | None = None
         target_role: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
@@ -203,6 +206,15 @@ class Collator:
         ]
         return Example(source.key(number), prompt, shown, targets)
 
+    def _pair(self, dataset: TaskDataset, number: int, prompt: Prompt) -> Example:
+        """Make the example of two images, of which the first is preferred."""
+        source, size = dataset.source, self.processor.image_size
+        (chosen,) = self._squares(dataset, number, "image", [size])
+        data = source.named_image_bytes(number, prompt.rejected)
+        with bad_sample_on_error(source.key(number), "rejected image"):
+            (rejected,) = self.decoder(data, size)
+        return Example(source.key(number), prompt, [], [Target(chosen), Target(rejected)])
+
     def _squares(
         self, dataset: TaskDataset, number: int, role: ImageRole, sizes: list[int]
     ) -> list[Tensor]:
@@ -254,6 +266,10 @@ class Collator:
                 [target.features for target in targets]
             )
             self._add_sources(batch, [target.source for target in targets])
+        elif self.objective == PREFERRED_GENERATION:
+            pairs = [example.targets for example in examples]
+            batch.target_pixels = stack_images([chosen.image for chosen, _ in pairs])
+            batch.rejected_pixels = stack_images([rejected.image for _, rejected in pairs])
         elif self.objective == REWARDED_GENERATION:
             batch.reward_samples = [
                 RewardSample(each.prompt.caption, each.key, each.prompt.facts) for each in examples

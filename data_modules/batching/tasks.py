@@ -1,6 +1,6 @@
 """Tasks: prompt, labels and images of a sample for each task.
 
-Tasks have three objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes
+Tasks have four objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes
 tasks of one objective.
 
     text_to_image    caption -> image
@@ -14,6 +14,8 @@ tasks of one objective.
     interleaved_images
                      a conversation up to each of the assistant's images -> this image
     text_to_reward   caption -> an image that a reward scores; samples need no image
+    text_to_preference
+                     caption -> the better of two images; the other is named in the metadata
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from triptych.interfaces import (
     INTERLEAVED_IMAGES,
     OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
+    TEXT_TO_PREFERENCE,
     TEXT_TO_REWARD,
     TEXT_TO_TEXT,
     Preprocessing,
@@ -76,6 +79,8 @@ class Prompt:
     """Names of the images that it holds placeholders for in order; of a conversation."""
     targets: tuple[NamedTarget, ...] = ()
     """The images to make in a conversation."""
+    rejected: str = ""
+    """Name of the image that is not preferred, of a pair."""
     caption: str = ""
     """The caption, for a reward."""
     facts: dict = field(default_factory=dict)
@@ -238,6 +243,20 @@ def text_to_reward(
     return Prompt(ids, caption=caption, facts=dataset.metadata(number))
 
 
+def text_to_preference(
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
+) -> Prompt:
+    """Make the prompt of a pair of images in the template of inference, by which they were made."""
+    caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
+    rejected = dataset.metadata(number).get("rejected")
+    if not isinstance(rejected, str):
+        raise BadSample(key, "no 'rejected' in its metadata: the name of the worse image")
+    ids = generation_ids(
+        processor.tokenizer, caption, processor.max_tokens, key=key, template=processor.template
+    )
+    return Prompt(ids, rejected=rejected)
+
+
 def image_to_image(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
@@ -373,4 +392,5 @@ PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int],
     INTERLEAVED: interleaved,
     INTERLEAVED_IMAGES: interleaved_images,
     TEXT_TO_REWARD: text_to_reward,
+    TEXT_TO_PREFERENCE: text_to_preference,
 }

@@ -20,9 +20,11 @@ IMAGE_TO_IMAGE = "image_to_image"
 INTERLEAVED = "interleaved"
 INTERLEAVED_IMAGES = "interleaved_images"
 TEXT_TO_REWARD = "text_to_reward"
+TEXT_TO_PREFERENCE = "text_to_preference"
 IMAGE_GENERATION = "image_generation"
 LANGUAGE_MODELING = "language_modeling"
 REWARDED_GENERATION = "rewarded_generation"
+PREFERRED_GENERATION = "preferred_generation"
 # The loss of a task, `Batch.objective`; tasks of one objective may mix in a batch.
 OBJECTIVE_OF_TASK = {
     TEXT_TO_IMAGE: IMAGE_GENERATION,
@@ -32,6 +34,7 @@ OBJECTIVE_OF_TASK = {
     INTERLEAVED: LANGUAGE_MODELING,
     INTERLEAVED_IMAGES: IMAGE_GENERATION,
     TEXT_TO_REWARD: REWARDED_GENERATION,
+    TEXT_TO_PREFERENCE: PREFERRED_GENERATION,
 }
 
 IGNORED = -100  # in labels: no loss is taken
@@ -44,8 +47,8 @@ class Batch:
 
     objective: str
     """IMAGE_GENERATION (images are targets, also those of edits), LANGUAGE_MODELING (text is the
-    target, with or without an image) or REWARDED_GENERATION (images are made, and rewards score
-    them); see OBJECTIVE_OF_TASK."""
+    target, with or without an image), REWARDED_GENERATION (images are made, and rewards score them)
+    or PREFERRED_GENERATION (of two images one is preferred); see OBJECTIVE_OF_TASK."""
     keys: list[str]
     """[B] names of the samples in their shards: a bad loss can be traced to its images. Where
     prompts are conversations to make several images in, B counts these images, see `query_rows`."""
@@ -84,6 +87,8 @@ class Batch:
     target_pixels: Tensor | None = None
     """[B,3,H,W] uint8, the images to generate, encode or reconstruct. Those whose features came
     along are black, or None if all did, unless the model wants `Preprocessing.images_too`."""
+    rejected_pixels: Tensor | None = None
+    """[B,3,H,W] uint8, of pairs of images those to which `target_pixels` are preferred."""
     target_features: Tensor | None = None
     """[B,C,h,w], features of the images when they were computed before."""
     has_features: Tensor | None = None

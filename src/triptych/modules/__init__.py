@@ -8,6 +8,7 @@ decoding            the decoding panel: a pixel decoder
 unified             UnifiedModule, the composer of the panels
 source              source images of a batch of edits, encoded for the generator
 unused_parts        parts that a run never computes with, and does not load
+preference_tuning   training of the generator by pairs of images, one of them preferred
 reward_tuning       training of the generator by rewards: draw, score, learn
 policy_algorithms   how scores become a loss: DiffusionNFT, Flow-GRPO, advantage weighted matching
 encoder_training    training of the image encoder and the VAE
@@ -26,6 +27,7 @@ from triptych.modules.policy_algorithms import (
     FlowGRPO,
     PolicyAlgorithm,
 )
+from triptych.modules.preference_tuning import PreferenceTuningModule
 from triptych.modules.reward_tuning import RewardTuningModule
 from triptych.modules.understanding import UnderstandingModule
 from triptych.modules.unified import UnifiedModule
@@ -38,6 +40,7 @@ __all__ = [
     "GenerationModule",
     "PixelDecoderModule",
     "PolicyAlgorithm",
+    "PreferenceTuningModule",
     "RewardTuningModule",
     "UnderstandingModule",
     "UnifiedModule",

@@ -30,8 +30,6 @@ from triptych.utils.errors import UserError
 from triptych.utils.rng import mix
 
 DEFAULT_SAMPLING = FlowSamplerConfig(num_inference_steps=10, guidance_scale=1.0, name="dpm++")
-STATE = "reward_tuning"
-"""Key of `RewardTuningModule.state` in a checkpoint."""
 
 
 @dataclass(frozen=True)

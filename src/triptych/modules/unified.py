@@ -16,7 +16,8 @@ from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.initialization import build_part
-from triptych.modules.reward_tuning import STATE, RewardTuningModule
+from triptych.modules.preference_tuning import PreferenceTuningModule
+from triptych.modules.reward_tuning import RewardTuningModule
 from triptych.modules.understanding import UnderstandingModule
 from triptych.modules.unused_parts import (
     OPTIONAL,
@@ -36,7 +37,10 @@ NEEDS = {
     "decoding": {"encoder", "decoding"},
     "encoding": {"encoder", "vae", "encoding"},
     "reward_tuning": {"understanding", "encoder", "generation", "decoding", "reward_tuning"},
+    "preference_tuning": {"understanding", "encoder", "generation", "preference_tuning"},
 }
+# Panels that compare with the weights of before, which a checkpoint keeps under their names.
+TUNING = ("reward_tuning", "preference_tuning")
 
 
 class UnifiedModule(BaseModule):
@@ -52,6 +56,7 @@ class UnifiedModule(BaseModule):
         encoding: the training of encoder and VAE.
         reward_tuning: the training of the generator by rewards.
         reward: the reward of that training.
+        preference_tuning: the training of the generator by pairs of images, one of them preferred.
         loss_weights: weight of each panel's loss in this stage, by panel name.
         trainable: module paths or globs of what trains in this stage; None leaves it to the panels
             of the losses, as when they are trained alone.
@@ -77,6 +82,7 @@ class UnifiedModule(BaseModule):
         encoding: EncodingModule | None = None,
         reward_tuning: RewardTuningModule | None = None,
         reward: Reward | None = None,
+        preference_tuning: PreferenceTuningModule | None = None,
         loss_weights: dict[str, float] | None = None,
         trainable: list[str] | None = None,
         build_decoder: bool = True,
@@ -91,6 +97,7 @@ class UnifiedModule(BaseModule):
         self.encoder, self.vae = encoder, vae
         self.decoding, self.encoding = decoding, encoding
         self.reward_tuning, self._reward = reward_tuning, (reward,)  # maybe a network: no child
+        self.preference_tuning = preference_tuning
         self.loss_weights, self.build_decoder = dict(loss_weights or {}), build_decoder
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
@@ -123,7 +130,7 @@ class UnifiedModule(BaseModule):
     def _connect(self) -> None:
         """Connect each panel to its neighbours, from which it derives shapes and widths."""
         panels = (self.understanding, self.generation, self.decoding, self.encoding)
-        for panel in (*panels, self.reward_tuning):
+        for panel in (*panels, self.reward_tuning, self.preference_tuning):
             if panel is not None:
                 panel.seed = self.seed
         if self.generation is not None and self.understanding is not None:
@@ -140,6 +147,8 @@ class UnifiedModule(BaseModule):
             self.encoding.connect(self.encoder, self.vae)
         if self.reward_tuning is not None and self.generation is not None:
             self.reward_tuning.connect(self.generation, self.decode, *self._reward)
+        if self.preference_tuning is not None and self.generation is not None:
+            self.preference_tuning.connect(self.generation, self.target_encoder)
 
     def _require_encoder(self, panel: str) -> None:
         if self.encoder is None:
@@ -243,8 +252,8 @@ class UnifiedModule(BaseModule):
 
     @property
     def steps_are_alike(self) -> bool:
-        """Whether the arithmetic of one step is that of all: rewards are asked in some only."""
-        return "reward_tuning" not in self.loss_weights
+        """Whether the arithmetic of one step is that of all, and can be counted without weights."""
+        return not any(name in self.loss_weights for name in TUNING)
 
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
         """Generation loss at fixed times [len(timesteps)]; see `GenerationModule`."""
@@ -253,9 +262,10 @@ class UnifiedModule(BaseModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["triptych"] = {"preset": self.preset, "stage": self.stage}
-        if "reward_tuning" in self.loss_weights:
-            keep = self._trainer is None or self.trainer.is_global_zero
-            checkpoint[STATE] = self.reward_tuning.state(keep)
+        keep = self._trainer is None or self.trainer.is_global_zero
+        for name in TUNING:
+            if name in self.loss_weights:
+                checkpoint[name] = getattr(self, name).state(keep)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         origin = checkpoint.get("triptych", {})
@@ -266,8 +276,9 @@ class UnifiedModule(BaseModule):
                     "resume it with the configuration that made it."
                 )
         super().on_load_checkpoint(checkpoint)
-        if "reward_tuning" in self.loss_weights:
-            self.reward_tuning.load_state(checkpoint.get(STATE, {}))
+        for name in TUNING:
+            if name in self.loss_weights:
+                getattr(self, name).load_state(checkpoint.get(name, {}))
 
     def preprocessing(self) -> Preprocessing:
         if self.understanding is None:

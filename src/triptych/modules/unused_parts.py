@@ -87,7 +87,7 @@ def unused_parts(model: Any, contents: BatchContents, needed: Iterable[str] = ()
 def _encodes(model: Any, contents: BatchContents) -> bool:
     """Whether a loss calls the image encoder."""
     losses = model.loss_weights.keys()
-    if "encoding" in losses:
+    if {"encoding", "preference_tuning"} & losses:
         return True
     targets = "generation" in losses and model.target_encoder is model.encoder
     if targets and contents.has_sources and _sees_sources(model):

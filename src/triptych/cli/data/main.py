@@ -10,6 +10,7 @@ COMMANDS = {
     "pack": ("pack:pack", "packing of images and captions into shards"),
     "index": ("index:index", "indexes of shards, and their unusable samples"),
     "inspect": ("inspect:inspect", "counts, lengths, sizes and duplicates, and an image grid"),
+    "votes": ("votes:votes", "pairs of images from the votes of the web page"),
     "features": ("features:features", "image features of shards, computed once"),
 }
 EXAMPLES = """\

@@ -14,6 +14,7 @@ gallery        images with previews
 progress       progress and cancellation of a call
 uploads        decoding of uploaded images with the limits of the HTTP server
 votes          votes in a file of JSON lines
+pairs          pairs of images from votes, as training data
 style          colors and fonts
 """
 
