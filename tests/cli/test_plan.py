@@ -37,8 +37,10 @@ def test_every_stage_has_a_recipe():
     assert {path.stem for path in RECIPES} == stages
 
 
-# no budget knows images in prompts, or steps that draw images of their own
-PRICED = [path for path in RECIPES if path.stem not in ("edits", "reconstruct", "rl")]
+# no budget knows images in prompts, or steps that compute with other weights too
+PRICED = [
+    path for path in RECIPES if path.stem not in ("edits", "reconstruct", "rl", "preferences")
+]
 
 
 @pytest.mark.parametrize("path", PRICED, ids=lambda path: path.stem)

@@ -111,8 +111,8 @@ def read_request(
         )
     if not model.steps_are_alike:
         raise ConfigurationError(
-            f"the stage {stage!r} draws and scores images in some of its steps, which plan does "
-            "not count; plan stage2, whose steps learn alike, and time a short run."
+            f"the stage {stage!r} computes with other weights too than those that learn, which "
+            "plan does not count; plan stage2, whose steps learn alike, and time a short run."
         )
     tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
     edits = IMAGE_TO_IMAGE in tasks
