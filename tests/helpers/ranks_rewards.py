@@ -1,4 +1,4 @@
-"""Fits by rewards in one process of several; its plan is {"out", "weights", "fits": [settings]}."""
+"""Fits by rewards or pairs in one of several processes; its plan: {"out", "weights", "fits"}."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from preference_models import preference_model, preferences
 from ranks import STRATEGIES, Watch
 from reward_models import model_of, prompts
 
@@ -27,9 +28,10 @@ def fit(
     steps: int = 3,
     batch: int = 4,
     resume: str | None = None,
+    pairs: str | None = None,
 ) -> dict[str, Any]:
-    """Fit once; the first rank writes out/NAME.pt and out/NAME.ckpt."""
-    watch, rewards = Watch(), []
+    """Fit once, by a reward or by `pairs`; the first rank writes out/NAME.pt and out/NAME.ckpt."""
+    watch, together = Watch(), {"batch_size": batch, "shared_batch": True}
     trainer = Trainer(
         accelerator="cpu",
         devices=1 if strategy == "auto" else int(os.environ["WORLD_SIZE"]),
@@ -45,8 +47,11 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=1,
     )
-    model = model_of(WeightFiles(**weights), algorithm)
-    module = prompts(batch_size=batch, shared_batch=True)
+    files = WeightFiles(**weights)
+    if pairs:
+        model, module = preference_model(files), preferences(Path(pairs), **together)
+    else:
+        model, module = model_of(files, algorithm), prompts(**together)
     trainer.fit(model, module, ckpt_path=resume and out / f"{resume}.ckpt", weights_only=True)
     rewards = {
         key: value.item() for key, value in trainer.logged_metrics.items() if "reward" in key
