@@ -90,6 +90,7 @@ def test_the_images_are_those_that_were_voted_on(triptych, pipe, tmp_path):
             [],
             "'t' does not say how its images",
         ),
+        ({"trial": "t"}, ["--model", "tiny"], "--model is 'tiny'; give NAME=SOURCE"),
         ({"trial": "t"}, ["--criterion", "taste"], "no criterion 'taste'; choose one of overall"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ def votes(arguments: list[str]) -> None:
     parser.add_argument(
         "--model",
         action="append",
-        type=_renamed,
         default=[],
         metavar="NAME=SOURCE",
         help="place of a model that has moved since it was voted on; repeatable; default none",
@@ -59,6 +57,7 @@ def votes(arguments: list[str]) -> None:
     from triptych.serving.webui.pairs import pairs_of, write_pairs
     from triptych.serving.webui.votes import CRITERIA, Votes
 
+    moved = dict(_renamed(text) for text in parsed.model)
     if parsed.criterion not in CRITERIA:
         raise UserError(
             f"votes have no criterion {parsed.criterion!r}; choose one of {', '.join(CRITERIA)}."
@@ -67,7 +66,6 @@ def votes(arguments: list[str]) -> None:
         raise UserError(f"there is no file of votes at {parsed.votes}; triptych app writes one.")
     found = Votes(parsed.votes).read()
     pairs = pairs_of(found, parsed.criterion)
-    moved = dict(parsed.model)
 
     def load(name: str) -> Any:
         from triptych.inference.pipeline import UnifiedPipeline
@@ -82,7 +80,7 @@ def votes(arguments: list[str]) -> None:
 
 
 def _renamed(text: str) -> tuple[str, str]:
-    name, separator, source = text.partition("=")
-    if not (name and separator and source):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SOURCE")
+    name, _, source = text.partition("=")
+    if not (name and source):
+        raise UserError(f"--model is {text[:60]!r}; give NAME=SOURCE.")
     return name, source
