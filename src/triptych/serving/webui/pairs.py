@@ -9,18 +9,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import webdataset
-
 from triptych.inference.generation_config import SETTINGS
-from triptych.utils.atomic_write import new_folder, replacing
+from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import UserError
-
-SHARD = 1000  # pairs
+from triptych.utils.shard_writing import write_samples
 
 
 @dataclass(frozen=True)
@@ -105,19 +101,8 @@ def write_pairs(
                 drawn.save(path, "PNG")
         if progress:
             progress(number)
-    with new_folder(folder) as unfinished, ExitStack() as files:
-        pattern = str(unfinished).replace("%", "%%") + "/pairs-%05d.tar"
-        with webdataset.ShardWriter(
-            pattern,
-            maxcount=SHARD,
-            verbose=0,
-            # in secure mode, which streaming enables, webdataset opens no local files
-            opener=lambda path: files.enter_context(open(path, "wb")),
-            encoder=False,
-            mtime=0,
-        ) as sink:
-            for number, pair in enumerate(pairs):
-                sink.write(_sample(number, pair, made))
+    samples = (_sample(number, pair, made) for number, pair in enumerate(pairs))
+    write_samples(folder, "pairs", samples)
     shutil.rmtree(made)
     return folder
 
