@@ -1,5 +1,7 @@
 """Register queries: they run with the others, and the velocity model does not see them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import batches, dit, unified
@@ -51,7 +53,7 @@ def test_weights_without_them_do_not_fit(weights, tmp_path):
     plain = unified("stage2", weights=weights)
     plain.configure_model()
     save_weights(plain.trained_state(), tmp_path / "w.safetensors", {}, torch.float32)
-    weights.generation = str(tmp_path / "w.safetensors")
+    weights = replace(weights, generation=str(tmp_path / "w.safetensors"))
     model = unified("stage2", weights=weights, num_registers=3)
     with pytest.raises(UserError, match=r"generation\.queries"):
         model.configure_model()

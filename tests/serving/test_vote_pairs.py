@@ -80,6 +80,16 @@ def test_the_images_are_those_that_were_voted_on(triptych, pipe, tmp_path):
         assert shards.named_image_bytes(number, "rejected.png")
 
 
+def test_weights_that_were_not_voted_on_are_refused(pipe, tmp_path):
+    found = votes(captions(1), "tiny", "tiny")
+    few = {"num_inference_steps": 1, "decoder_num_inference_steps": 1}
+    for side in ("a", "b"):
+        found[0][side] |= few | {"weights": "of another day"}
+    with pytest.raises(UserError, match="tiny has other weights now than when it was voted on"):
+        write_pairs(pairs_of(found, "overall"), tmp_path / "pairs", lambda name: pipe)
+    assert not (tmp_path / "pairs").exists()
+
+
 @pytest.mark.parametrize(
     "line,arguments,said",
     [

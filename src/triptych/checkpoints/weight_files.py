@@ -33,7 +33,7 @@ CREATED_BY = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class WeightFiles:
     """Initial weight files of a model: safetensors, or `asset:NAME` inside the package.
 

@@ -7,13 +7,11 @@ same versions of the libraries, and a larger one begins with the smaller one.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-import webdataset
 
 from triptych.shapes_world.captions import (
     INSTRUCT_TASKS,
@@ -42,6 +40,7 @@ from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
+from triptych.utils.shard_writing import write_samples
 
 VERSION = 11  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
@@ -215,21 +214,23 @@ def write_shards(
     """
     folder = Path(folder)
     _refuse_full(folder)
-    with new_folder(folder) as unfinished, ExitStack() as files:
-        pattern = str(unfinished).replace("%", "%%") + f"/{split}-%05d.tar"
-        with webdataset.ShardWriter(
-            pattern,
-            maxcount=samples_per_shard,
-            verbose=0,
-            # in secure mode, which streaming enables, webdataset opens no local files
-            opener=lambda path: files.enter_context(open(path, "wb")),
-            encoder=False,
-            mtime=0,
-        ) as sink:
-            for index in range(samples):
-                sink.write(make(split, index, seed))
-                if progress:
-                    progress(index + 1)
+    write_samples(
+        folder, split, _made(make, split, samples, seed=seed, progress=progress), samples_per_shard
+    )
+
+
+def _made(
+    make: Callable[[str, int, int], dict],
+    split: str,
+    samples: int,
+    *,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Iterator[dict]:
+    for index in range(samples):
+        yield make(split, index, seed)
+        if progress:
+            progress(index + 1)
 
 
 def ensure_shapes(

@@ -27,6 +27,7 @@ pretrained         models and tokenizers of transformers, without their code
 prompt_files       prompt files: text, JSON lines, JSON
 records            rows of CSV and JSON lines, with errors per row
 rng                random draws as pure functions of seed, stream and sample number
+shard_writing      writing of WebDataset shards
 signals            termination signals, and the processes of a run
 standard_streams   closed, full and truncated standard streams
 text               encoding, lines and cleaning of user text

@@ -9,18 +9,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import webdataset
-
 from triptych.inference.generation_config import SETTINGS
-from triptych.utils.atomic_write import new_folder, replacing
+from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import UserError
-
-SHARD = 1000  # pairs
+from triptych.utils.shard_writing import write_samples
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,8 @@ class VotedImage:
     settings: dict[str, Any]
     file: str
     """Name of its file while pairs are made."""
+    weights: str | None = None
+    """Hash of the weights that made it, if the vote says so."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,9 @@ def _image(vote: dict[str, Any], side: Literal["a", "b"]) -> VotedImage:
     made = vote[side]
     settings = {name: made[name] for name in SETTINGS if made.get(name) is not None}
     trial = hashlib.sha256(vote["trial"].encode()).hexdigest()[:16]  # safe as a name
-    return VotedImage(vote["prompt"], vote["seed"], made["model"], settings, f"{trial}-{side}.png")
+    file = f"{trial}-{side}.png"
+    shown = vote["prompt"], vote["seed"], made["model"]
+    return VotedImage(*shown, settings, file, made.get("weights"))
 
 
 def write_pairs(
@@ -86,7 +86,8 @@ def write_pairs(
         progress: callback for the number of images made so far.
 
     Raises:
-        UserError: there are no pairs, the folder holds something, or a model cannot be loaded.
+        UserError: there are no pairs, the folder holds something, a model cannot be loaded, or its
+            weights are not those that were voted on.
     """
     if not pairs:
         raise UserError("no vote prefers an image by this criterion; vote first: triptych app.")
@@ -100,24 +101,19 @@ def write_pairs(
             if image.model != loaded:
                 pipe = None  # two models may not fit into memory
                 pipe, loaded = load(image.model), image.model
-            drawn = pipe(image.prompt, seed=image.seed, **image.settings).images[0]
+            output = pipe(image.prompt, seed=image.seed, **image.settings)
+            drawn = output.images[0]
+            if image.weights and output.metadata[0].get("weights") != image.weights:
+                raise UserError(
+                    f"{image.model} has other weights now than when it was voted on; name those "
+                    "of then: --model NAME=SOURCE."
+                )
             with replacing(made / image.file, durable=False) as path:
                 drawn.save(path, "PNG")
         if progress:
             progress(number)
-    with new_folder(folder) as unfinished, ExitStack() as files:
-        pattern = str(unfinished).replace("%", "%%") + "/pairs-%05d.tar"
-        with webdataset.ShardWriter(
-            pattern,
-            maxcount=SHARD,
-            verbose=0,
-            # in secure mode, which streaming enables, webdataset opens no local files
-            opener=lambda path: files.enter_context(open(path, "wb")),
-            encoder=False,
-            mtime=0,
-        ) as sink:
-            for number, pair in enumerate(pairs):
-                sink.write(_sample(number, pair, made))
+    samples = (_sample(number, pair, made) for number, pair in enumerate(pairs))
+    write_samples(folder, "pairs", samples)
     shutil.rmtree(made)
     return folder
 
