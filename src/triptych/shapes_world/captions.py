@@ -132,13 +132,26 @@ def write(request: Request, rng: numpy.random.Generator) -> str:
     """Write a short caption of a request, in one of several wordings."""
     joint = f" {request.relation} " if request.relation else " and "
     ending = f" on a {request.background} background" if request.background else ""
-    return pick(rng, OPENINGS) + joint.join(map(noun_phrase, request.wanted)) + ending
+    phrases = [
+        noun_phrase(w) + (f" at the {w.place}" if w.place else "") for w in request.wanted
+    ]
+    return pick(rng, OPENINGS) + joint.join(phrases) + ending
 
 
 def request_of(scene: Scene) -> Request:
     """Request with everything in a scene, of the task "description"."""
     wanted = tuple(Wanted(s.kind, s.colour, s.size, 1, s.place) for s in scene.shapes)
     return Request("description", wanted, None, scene.background)
+
+
+def partial_request(scene: Scene, rng: numpy.random.Generator) -> Request:
+    """Request with the sizes in a scene and a random part of the rest, of the task "description"."""
+    colours, places, background = rng.random(3) < pick(rng, (0.0, 0.5, 1.0))
+    wanted = tuple(
+        Wanted(s.kind, s.colour if colours else None, s.size, 1, s.place if places else None)
+        for s in scene.shapes
+    )
+    return Request("description", wanted, None, scene.background if background else None)
 
 
 def describe(scene: Scene, rng: numpy.random.Generator) -> str:

@@ -20,6 +20,9 @@ from triptych.shapes_world.captions import (
     UNSEEN_TASKS,
     Request,
     describe,
+    is_evaluation,
+    partial_request,
+    write,
     request_of,
     sample,
 )
@@ -48,9 +51,9 @@ EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
 STORIES_VERSION = 2
 STORIES_MARKER = "stories.json"
-SINGLES_VERSION = 1
+SINGLES_VERSION = 4
 SINGLES_MARKER = "singles.json"
-SINGLE_TASKS = ("single_object", "colors")
+SINGLE_TASKS = ("single_object", "two_object", "colors", "color_attribution")
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
 QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
@@ -167,12 +170,20 @@ def make_single_sample(split: str, index: int, seed: int) -> dict:
         numpy.random.PCG64(numpy.random.SeedSequence([seed, stream, index]))
     )
     task = SINGLE_TASKS[index % len(SINGLE_TASKS)]
-    _, _, scene = sample(rng, task, split)
-    caption = describe(scene, rng)
+    while True:
+        _, _, scene = sample(rng, task, split)
+        sizes = [shape.size for shape in scene.shapes]
+        if sizes == ["small", "large"] and rng.random() < 0.6:
+            continue
+        request = partial_request(scene, rng)
+        if not is_evaluation(request):
+            break
+    full = request.background and all(w.colour and w.place for w in request.wanted)
+    caption = describe(scene, rng) if full else write(request, rng)
     facts = {
         "task": task,
         "caption": caption,
-        "request": request_of(scene).to_dict(),
+        "request": request.to_dict(),
         "scene": scene.to_dict(),
     }
     return {
