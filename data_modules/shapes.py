@@ -20,12 +20,12 @@ from triptych.interfaces import (
 from triptych.shapes_world.shards import (
     ensure_edits,
     ensure_shapes,
-    ensure_singles,
+    ensure_sized,
     ensure_stories,
 )
 from triptych.utils.errors import UserError
 
-MAX_SINGLES = 12000
+MAX_SIZED = 12000
 
 
 class ShapesDataModule(ShardDataModule):
@@ -36,8 +36,8 @@ class ShapesDataModule(ShardDataModule):
         part: training split: "train", or "instruct" with short captions only.
         images: number of training images.
         world_seed: random seed of the drawings.
-        singles_ratio: fraction of the captioned images to make that show one shape, which the
-            caption describes in full; 0 draws none. They are in the folder FOLDER_singles.
+        sized_ratio: fraction of the captioned images to make that show one or two shapes whose
+            sizes the caption says; 0 draws none. They are in the folder FOLDER_sized.
         stories_ratio: fraction of the samples of each objective that are stories, conversations in
             which shapes are drawn, changed and asked about; 0 draws none.
         stories: folder of the stories, stories/train and /eval; null is FOLDER_stories.
@@ -54,7 +54,7 @@ class ShapesDataModule(ShardDataModule):
         part: Literal["train", "instruct"] = "train",
         images: int = 30000,
         world_seed: int = 0,
-        singles_ratio: float = 0.0,
+        sized_ratio: float = 0.0,
         stories_ratio: float = 0.0,
         stories: str | None = None,
         num_stories: int | None = None,
@@ -74,7 +74,7 @@ class ShapesDataModule(ShardDataModule):
         self.folder, self.images, self.world_seed = Path(folder), images, world_seed
         self.stories = Path(stories or f"{folder}_stories")
         self.num_stories = images if num_stories is None else num_stories
-        self.singles_ratio, self.stories_ratio = singles_ratio, stories_ratio
+        self.sized_ratio, self.stories_ratio = sized_ratio, stories_ratio
         super().__init__(
             str(self.folder / part),
             str(self.folder / "eval"),
@@ -93,33 +93,33 @@ class ShapesDataModule(ShardDataModule):
         )
         # a folder of features that is named is that of the images
         own = NONE if features == NONE else AUTO
-        add_singles(self.datasets, self.folder, singles_ratio, own)
+        add_sized(self.datasets, self.folder, sized_ratio, own)
         add_stories(self.datasets, self.stories / "train", stories_ratio, own)
         add_stories(self.val_datasets, self.stories / "eval", stories_ratio, own)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
-        if self.singles_ratio:
-            draw_singles(self.folder, self.images, self.world_seed)
+        if self.sized_ratio:
+            draw_sized(self.folder, self.images, self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         super().prepare_data()
 
 
-def singles_folder(folder: Path) -> Path:
-    """Folder of the images of one shape that belong to a folder of shapes."""
-    return folder.with_name(f"{folder.name}_singles")
+def sized_folder(folder: Path) -> Path:
+    """Folder of the sized shapes that belong to a folder of shapes."""
+    return folder.with_name(f"{folder.name}_sized")
 
 
-def draw_singles(folder: Path, images: int, world_seed: int) -> None:
-    """Draw the single shapes of a folder of shapes with `images` images, at most MAX_SINGLES."""
-    ensure_singles(singles_folder(folder), train=min(images, MAX_SINGLES), seed=world_seed)
+def draw_sized(folder: Path, images: int, world_seed: int) -> None:
+    """Draw the sized shapes of a folder of shapes with `images` images, at most MAX_SIZED."""
+    ensure_sized(sized_folder(folder), train=min(images, MAX_SIZED), seed=world_seed)
 
 
-def add_singles(
+def add_sized(
     datasets: dict[str, DatasetConfig], folder: Path, ratio: float, features: str = AUTO
 ) -> None:
-    """Add the single shapes of a folder of shapes to what learns images of captions.
+    """Add the sized shapes of a folder of shapes to what learns images of captions.
 
     Args:
         datasets: data sets by name; a share `ratio` of the samples of their objective is added.
@@ -130,9 +130,9 @@ def add_singles(
     Raises:
         UserError: `ratio` is out of range.
     """
-    source = ShardFolder(singles_folder(folder) / "train")
-    single = DatasetConfig(source, TEXT_TO_IMAGE, features=features)
-    _add(datasets, "singles", single, ratio, "singles_ratio")
+    source = ShardFolder(sized_folder(folder) / "train")
+    sized = DatasetConfig(source, TEXT_TO_IMAGE, features=features)
+    _add(datasets, "sized", sized, ratio, "sized_ratio")
 
 
 def add_stories(
@@ -176,7 +176,7 @@ class EditsDataModule(MixedDataModule):
         share: fraction of the samples but the stories that are edits.
         reconstructions: fraction of the samples but the stories that are captioned images to be
             repeated from what the language model sees of them; the rest are captions.
-        singles_ratio: fraction of the samples but the stories that are single shapes.
+        sized_ratio: fraction of the samples but the stories that are sized shapes.
         stories_ratio, stories, num_stories: settings of `ShapesDataModule`.
         world_seed: random seed of the drawings.
         batch_size, shared_batch, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
@@ -192,7 +192,7 @@ class EditsDataModule(MixedDataModule):
         changes: int = 40000,
         share: float = 0.6,
         reconstructions: float = 0.0,
-        singles_ratio: float = 0.0,
+        sized_ratio: float = 0.0,
         stories_ratio: float = 0.0,
         stories: str | None = None,
         num_stories: int | None = None,
@@ -212,7 +212,7 @@ class EditsDataModule(MixedDataModule):
         self.images, self.changes, self.world_seed = images, changes, world_seed
         self.stories = Path(stories or f"{folder}_stories")
         self.num_stories = images if num_stories is None else num_stories
-        self.singles_ratio, self.stories_ratio = singles_ratio, stories_ratio
+        self.sized_ratio, self.stories_ratio = sized_ratio, stories_ratio
 
         def datasets(split: str, shown: str) -> dict[str, DatasetConfig]:
             captions, edits = ShardFolder(self.folder / shown), ShardFolder(self.edits / split)
@@ -237,17 +237,17 @@ class EditsDataModule(MixedDataModule):
             seed=seed,
             length_bucket_batches=1,
         )
-        add_singles(self.datasets, self.folder, singles_ratio)
+        add_sized(self.datasets, self.folder, sized_ratio)
         add_stories(self.datasets, self.stories / "train", stories_ratio)
         add_stories(self.val_datasets, self.stories / "eval", stories_ratio)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
-        if self.singles_ratio:
-            draw_singles(self.folder, self.images, self.world_seed)
+        if self.sized_ratio:
+            draw_sized(self.folder, self.images, self.world_seed)
         if self.stories_ratio:
             ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
-        if self.singles_ratio:
-            draw_singles(self.folder, self.images, self.world_seed)
+        if self.sized_ratio:
+            draw_sized(self.folder, self.images, self.world_seed)
         ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         super().prepare_data()

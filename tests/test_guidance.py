@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import built, dit, shaken
+from builders import built, dit, needed, shaken, unified
 
 from triptych.guidance import guided, rescaled
 from triptych.interfaces import Condition, Source
@@ -97,6 +97,22 @@ def test_the_interval_limits_both_scales():
         source=Source(features, torch.ones(2, dtype=torch.bool)),
     )
     assert rows == [2, 6, 6, 2]  # at t = 1, 0.75, 0.5, 0.25
+
+
+def test_a_call_replaces_the_interval_of_the_model(weights):
+    model = unified("stage2", weights=needed(weights, "stage2"))
+    model.configure_model()
+    generation = shaken(model.eval().generation, 0.1)
+    condition, seeds = Condition(torch.randn(2, 4, 64)), [0, 1]
+    always, late = (
+        generation.sample(condition, seeds, guidance_interval=interval)
+        for interval in (None, (0.0, 0.5))
+    )
+    assert not torch.allclose(always, late, atol=1e-3)
+    generation.sampling = generation.sampling.updated(guidance_interval=(0.0, 0.5))
+    assert torch.equal(generation.sample(condition, seeds), late)
+    whole = generation.sample(condition, seeds, guidance_interval=(0.0, 1.0))
+    assert torch.equal(whole, always)
 
 
 # --- rescaling ------------------------------------------------------------------------------------

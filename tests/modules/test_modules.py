@@ -306,9 +306,16 @@ def test_an_unknown_loss_is_refused():
         unified(loss_weights={"generatoin": 1.0})
 
 
-def test_generation_without_steps_is_refused():
-    with pytest.raises(UserError, match="at least 1 step, not 0"):
-        GenerationModule(dit(), sampling=FlowSamplerConfig(num_inference_steps=0))
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"num_inference_steps": 0}, "at least 1 step, not 0"),
+        ({"guidance_interval": (0.9, 0.1)}, r"sampling\.guidance_interval is 0\.9 to 0\.1; give"),
+    ],
+)
+def test_generation_with_an_impossible_sampler_is_refused(setting, told):
+    with pytest.raises(UserError, match=told):
+        GenerationModule(dit(), sampling=FlowSamplerConfig(**setting))
 
 
 def test_a_missing_panel_is_refused():

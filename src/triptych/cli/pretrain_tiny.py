@@ -52,7 +52,7 @@ class PretrainStage:
 
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
-NO_SINGLES = "--data.init_args.singles_ratio=0"
+NO_SIZED = "--data.init_args.sized_ratio=0"
 TWO = "--hardware=cpu"  # processes
 CONSTANT = "--model.optimization.lr_scheduler=constant"  # stage 1 goes on from there
 # The tower trains in the first run alone, see docs/tiny_preset.md.
@@ -80,6 +80,10 @@ EDITS = (
     "--data.init_args.stories=data/shapes_stories",  # those of stage 1
     "--data.init_args.num_stories=30000",
 )
+CURATED = (
+    "--data.init_args.part=instruct",  # more of what is learned last
+    "--data.init_args.share=0.3",
+)
 # Learning all questions at once stops at what a guess from all shapes of an image answers. So first
 # the tower learns what is in each cell, then the language model which attributes are of one shape.
 PLAN = (
@@ -93,14 +97,14 @@ PLAN = (
         4500,
         "generation",
         ("encoder", "reading", "stage1", "decoder"),
-        (*MANY, NO_SINGLES, TWO),
+        (*MANY, NO_SIZED, TWO),
     ),
     PretrainStage(
         "edits_first",
         2000,
         "generation",
         ("encoder", "reading", "stage1", "decoder", "stage2"),
-        (*MANY, *EDITS, NO_SINGLES, TWO),
+        (*MANY, *EDITS, NO_SIZED, TWO),
         "edits",
     ),
     PretrainStage(
@@ -113,7 +117,7 @@ PLAN = (
             TWO,
             CONSTANT,
             "--model.optimization.lr=5.0e-3",
-            "--data.init_args.singles_ratio=0.8",
+            "--data.init_args.sized_ratio=0.8",
         ),
         "stage2",
     ),
@@ -129,13 +133,36 @@ PLAN = (
         1500,
         "generation",
         ("encoder", "reading", "stage1", "decoder", "edits"),
+        (*MANY, *EDITS, *CURATED, TWO, "--data.init_args.stories_ratio=0.2"),
+        "edits",
+    ),
+    PretrainStage(
+        "sizes",
+        250,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "tuning"),
+        (
+            *MANY,
+            TWO,
+            CONSTANT,
+            "--model.optimization.lr=4.0e-3",
+            "--data.init_args.sized_ratio=0.7",
+        ),
+        "stage2",
+    ),
+    PretrainStage(
+        "last",
+        1150,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "sizes"),
         (
             *MANY,
             *EDITS,
+            *CURATED,
             TWO,
-            "--data.init_args.part=instruct",  # more of what is learned last
-            "--data.init_args.share=0.3",
-            "--data.init_args.stories_ratio=0.2",
+            "--model.optimization.lr=4.0e-3",
+            "--data.init_args.stories_ratio=0.15",
+            "--data.init_args.sized_ratio=0.3",
         ),
         "edits",
     ),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from triptych.utils.limits import require_sampler, require_steps
+from triptych.utils.limits import INTERVAL, require_sampler, require_steps
 
 
 @dataclass
@@ -55,5 +55,17 @@ class FlowSamplerConfig(SamplerConfig):
     image_guidance_scale: float = 1.5
     """Scale of guidance by the source image of an edit, see `guidance.guided`; 1 is none. Of no
     effect without a source, or where the velocity model takes none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times, of which 1 is noise, between which guidance works; null is always."""
     integer_timesteps: bool = False
     """Round the timesteps that the model receives down, as published; see `sampler.sample_flow`."""
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: a value is out of range, or the sampler is unknown.
+        """
+        super().check()
+        if self.guidance_interval is not None:
+            INTERVAL.require(self.guidance_interval, "sampling.guidance_interval")

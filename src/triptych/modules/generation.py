@@ -257,8 +257,9 @@ class GenerationModule(BaseModule):
     ) -> Tensor:
         """Features [B,C,h,w] for a condition [B,N,D], each from only its seed, within rounding.
 
-        `num_inference_steps`, both scales and `sampler` replace those in `sampling`; see
-        `sampler.sample_flow` for the rest. A `source` is for a model that `takes_source`.
+        `num_inference_steps`, both scales, `guidance_interval` and `sampler` replace those in
+        `sampling`; see `sampler.sample_flow` for the rest. A `source` is for a model that
+        `takes_source`.
 
         Raises:
             NotFiniteError: the features, or the condition, are NaN or infinite.
@@ -272,6 +273,7 @@ class GenerationModule(BaseModule):
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 image_guidance_scale=image_guidance_scale,
+                guidance_interval=guidance_interval,
                 name=sampler,
             )
             features = sample_flow(
@@ -283,7 +285,7 @@ class GenerationModule(BaseModule):
                 sampler=sampling.name,
                 integer_timesteps=sampling.integer_timesteps,
                 shift=self.shift,
-                guidance_interval=guidance_interval,
+                guidance_interval=sampling.guidance_interval,
                 guidance_rescale=guidance_rescale or 0.0,
                 negative_condition=negative_condition,
                 source=source,

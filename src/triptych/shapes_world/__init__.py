@@ -2,6 +2,7 @@
 
 world      scenes and their rendering
 captions   captions, their meaning, and the splits
+sizes      captions of one or two shapes that say their sizes
 questions  questions with exact answers
 near_misses  questions whether an image shows a caption
 edits      edits with exact results

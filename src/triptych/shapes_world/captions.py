@@ -123,6 +123,11 @@ def noun_phrase(wanted: Wanted) -> str:
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
+def placed_phrase(wanted: Wanted) -> str:
+    """Noun phrase with the place, if one is wanted: "a circle at the top left"."""
+    return noun_phrase(wanted) + (f" at the {wanted.place}" if wanted.place else "")
+
+
 def plural(kind: str) -> str:
     """Plural such as "crosses"."""
     return kind + ("es" if kind.endswith("s") else "s")
@@ -132,10 +137,7 @@ def write(request: Request, rng: numpy.random.Generator) -> str:
     """Write a short caption of a request, in one of several wordings."""
     joint = f" {request.relation} " if request.relation else " and "
     ending = f" on a {request.background} background" if request.background else ""
-    phrases = [
-        noun_phrase(w) + (f" at the {w.place}" if w.place else "") for w in request.wanted
-    ]
-    return pick(rng, OPENINGS) + joint.join(phrases) + ending
+    return pick(rng, OPENINGS) + joint.join(map(placed_phrase, request.wanted)) + ending
 
 
 def request_of(scene: Scene) -> Request:
@@ -144,20 +146,10 @@ def request_of(scene: Scene) -> Request:
     return Request("description", wanted, None, scene.background)
 
 
-def partial_request(scene: Scene, rng: numpy.random.Generator) -> Request:
-    """Request with the sizes in a scene and a random part of the rest, of the task "description"."""
-    colours, places, background = rng.random(3) < pick(rng, (0.0, 0.5, 1.0))
-    wanted = tuple(
-        Wanted(s.kind, s.colour if colours else None, s.size, 1, s.place if places else None)
-        for s in scene.shapes
-    )
-    return Request("description", wanted, None, scene.background if background else None)
-
-
 def describe(scene: Scene, rng: numpy.random.Generator) -> str:
     """Write a long caption with everything in a scene, in one of three wordings."""
     wanted = request_of(scene).wanted
-    phrases = [f"{noun_phrase(w)} at the {w.place}" for w in wanted]
+    phrases = list(map(placed_phrase, wanted))
     listed = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
     form = rng.integers(3)
     if form == 0:

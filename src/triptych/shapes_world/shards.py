@@ -20,9 +20,6 @@ from triptych.shapes_world.captions import (
     UNSEEN_TASKS,
     Request,
     describe,
-    is_evaluation,
-    partial_request,
-    write,
     request_of,
     sample,
 )
@@ -36,6 +33,7 @@ from triptych.shapes_world.questions import (
     parse_reading,
     questions,
 )
+from triptych.shapes_world.sizes import sample_sized
 from triptych.shapes_world.stories import messages_of, sample_story
 from triptych.shapes_world.world import Scene, draw
 from triptych.utils.atomic_write import new_folder
@@ -51,9 +49,8 @@ EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
 STORIES_VERSION = 2
 STORIES_MARKER = "stories.json"
-SINGLES_VERSION = 4
-SINGLES_MARKER = "singles.json"
-SINGLE_TASKS = ("single_object", "two_object", "colors", "color_attribution")
+SIZED_VERSION = 1
+SIZED_MARKER = "sized.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
 QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
@@ -162,26 +159,16 @@ def make_story_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
-def make_single_sample(split: str, index: int, seed: int) -> dict:
-    """Image `index` of one shape in the format of `make_sample`; its caption says everything."""
+def make_sized_sample(split: str, index: int, seed: int) -> dict:
+    """Image `index` of `sizes.sample_sized` in the format of `make_sample`."""
     # separate random streams, after those of captions, edits and stories
     stream = len(SPLITS) + 2 * len(EDIT_SPLITS) + EDIT_SPLITS.index(split)
     rng = numpy.random.Generator(
         numpy.random.PCG64(numpy.random.SeedSequence([seed, stream, index]))
     )
-    task = SINGLE_TASKS[index % len(SINGLE_TASKS)]
-    while True:
-        _, _, scene = sample(rng, task, split)
-        sizes = [shape.size for shape in scene.shapes]
-        if sizes == ["small", "large"] and rng.random() < 0.6:
-            continue
-        request = partial_request(scene, rng)
-        if not is_evaluation(request):
-            break
-    full = request.background and all(w.colour and w.place for w in request.wanted)
-    caption = describe(scene, rng) if full else write(request, rng)
+    caption, request, scene = sample_sized(rng, index, split)
     facts = {
-        "task": task,
+        "task": request.task,
         "caption": caption,
         "request": request.to_dict(),
         "scene": scene.to_dict(),
@@ -304,22 +291,22 @@ def ensure_stories(
     return _ensure(kind, Path(folder), sizes, seed, progress)
 
 
-def ensure_singles(
+def ensure_sized(
     folder: str | Path,
     *,
     train: int = 12000,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Generate FOLDER/train of images of one shape if it is missing; see `ensure_shapes`."""
-    name = "the single shapes of the shapes world"
-    kind = _Kind(name, SINGLES_MARKER, SINGLES_VERSION, make_single_sample)
+    """Generate FOLDER/train of images whose captions say sizes; see `ensure_shapes`."""
+    name = "the sized shapes of the shapes world"
+    kind = _Kind(name, SIZED_MARKER, SIZED_VERSION, make_sized_sample)
     return _ensure(kind, Path(folder), {"train": train}, seed, progress)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of data set: shapes, edits, stories or single shapes."""
+    """A kind of data set: shapes, edits, stories or sized shapes."""
 
     name: str
     marker: str
