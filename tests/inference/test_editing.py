@@ -17,7 +17,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.images import to_images, to_tensor
 from triptych.utils.png_metadata import metadata_of
 
-FEW = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
+FEW = {"num_inference_steps": 2, "decoder_num_inference_steps": 2, "guidance_interval": (0.0, 1.0)}
 SAMPLES = edits(3)
 
 

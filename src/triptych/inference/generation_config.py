@@ -117,9 +117,10 @@ class GenerationConfig:
         return {name.removeprefix(DECODER): getattr(self, name) for name in DECODER_SETTINGS}
 
     def resolved(self, model: Any) -> dict[str, Any]:
-        """`settings` with None replaced by the values of a UnifiedModule."""
+        """`settings` in JSON values, with None replaced by the values of a UnifiedModule."""
         given = self.settings.items()
-        return {n: own_value(model, n) if value is None else value for n, value in given}
+        used = {n: own_value(model, n) if value is None else value for n, value in given}
+        return {n: list(value) if isinstance(value, tuple) else value for n, value in used.items()}
 
 
 def own_value(model: Any, name: str) -> Any:
