@@ -117,8 +117,11 @@ def test_stop_ends_a_call_and_the_next_one_runs(window):
     window.fill("#generate-prompt textarea", PROMPT)
     count = window.get_by_label("number input for Images").locator("visible=true")
     count.fill("16")
+    window.get_by_text("Sampling", exact=True).locator("visible=true").click()
+    steps = window.get_by_label("number input for Features: steps").locator("visible=true")
+    steps.fill("100")  # long enough to be seen and stopped
     window.click("#generate")
-    window.get_by_text(re.compile(r"features: step \d of 6")).wait_for()
+    window.get_by_text(re.compile(r"features: step \d+ of 100")).wait_for()
     window.click("#generate-stop")
     window.get_by_text("stopped", exact=True).wait_for()
     count.fill("1")
