@@ -55,6 +55,8 @@ def test_most_pairs_of_two_sizes_begin_with_the_large_one(drawn):
 def test_nothing_of_the_evaluation_is_among_them(drawn):
     for _, request, scene in drawn:
         assert not is_evaluation(request) and not is_evaluation_scene(scene)
+    held_out = json.loads(make_sized_sample("eval", 0, 0)["json"])
+    assert is_evaluation(Request.from_dict(held_out["request"]))
 
 
 def test_shards_hold_the_samples(tmp_path):

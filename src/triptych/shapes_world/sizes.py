@@ -20,7 +20,7 @@ from triptych.shapes_world.world import Scene
 
 TASKS = ("single_object", "two_object", "colors", "color_attribution")
 DETAIL = (0.0, 0.5, 1.0)  # probability of colours, of places and of the background in a caption
-REDRAWN = 0.6  # share of the pairs with the small shape first
+REDRAWN = 0.6  # share of the pairs with the small shape first that are drawn again
 
 
 def sample_sized(
@@ -38,7 +38,7 @@ def sample_sized(
         if sizes == ["small", "large"] and rng.random() < REDRAWN:
             continue
         request = _part_of(scene, rng)
-        if is_evaluation(request):
+        if is_evaluation(request) != (split == "eval"):
             continue
         full = request.background and all(w.colour and w.place for w in request.wanted)
         return describe(scene, rng) if full else write(request, rng), request, scene
