@@ -7,12 +7,12 @@ import numpy
 import pytest
 
 from triptych.data_modules import ShapesDataModule, ShardFolder
+from triptych.data_modules.batching.tasks import text_only_turns
 from triptych.prompts import GENERATION_INSTRUCTION
 from triptych.shapes_world.captions import is_evaluation_scene
 from triptych.shapes_world.checker import check, satisfies
 from triptych.shapes_world.shards import ensure_stories, make_story_sample
 from triptych.shapes_world.stories import (
-    DRAW_PHRASES,
     edit_turn,
     messages_of,
     question_turn,
@@ -77,8 +77,11 @@ def test_scenes_of_a_split_are_its_own(split):
                 assert not {(s.colour, s.kind) for s in turn.scene.shapes} & set(HELD_OUT_PAIRS)
 
 
-def test_a_first_turn_is_also_phrased_like_the_captions_of_generation():
-    assert DRAW_PHRASES[-1] == GENERATION_INSTRUCTION
+def test_no_turn_is_a_prompt_that_the_texts_of_stage_1_answer_otherwise(stories):
+    stem = GENERATION_INSTRUCTION.format(caption="")
+    (prompt, _), *_ = text_only_turns("a circle", None)
+    assert prompt.startswith(stem)
+    assert not any(turn.prompt.startswith(stem) for story in stories for turn in story)
 
 
 def test_an_image_that_allows_no_edit_has_none():

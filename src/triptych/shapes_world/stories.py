@@ -17,13 +17,9 @@ from triptych.shapes_world.world import Scene
 
 Kind = Literal["draw", "edit", "question"]
 
-DRAW_PHRASES = (
-    *("draw {caption}",) * 3,
-    "please draw {caption}",
-    "{caption}",
-    "Please generate image based on the following caption: {caption}",
-)
-"""Phrases of a first turn; the last is `prompts.GENERATION_INSTRUCTION`, as captions alone have."""
+DRAW_PHRASES = (*("draw {caption}",) * 3, "please draw {caption}", "{caption}")
+"""Phrases of a first turn. `prompts.GENERATION_INSTRUCTION` is none: the texts of stage 1 answer it
+with a list of what the caption asks for, and one prompt must not have two right answers."""
 IMAGES = (2, 3, 4)
 QUESTIONS = (1, 2)
 BOTH = 0.1  # share of the image turns that ask a question about their image as well
