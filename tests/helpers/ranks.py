@@ -14,8 +14,10 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from builders import ROOT, data, needed, unified
@@ -30,6 +32,7 @@ from triptych.callbacks import Checkpoint
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import batches_in
 from triptych.loss import FlowConfig
+from triptych.training import muon
 from triptych.training.execution import Execution
 from triptych.training.fsdp import gather_state_dict
 from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
@@ -109,6 +112,7 @@ def fit(
     resume: str | None = None,
     execution: dict[str, Any] | None = None,
     shift: float | str = 1.0,
+    optimizer: str | None = None,
 ) -> dict[str, Any]:
     """Fit once; the first rank writes out/NAME.pt with the trained state, losses and facts."""
     watch = Watch()
@@ -137,10 +141,13 @@ def fit(
         execution=Execution(**(execution or {})),
     )
     model.generation.flow = FlowConfig(shift=shift)
+    model.optimization = replace(model.optimization, optimizer=optimizer)
     if shift == "auto":
         type(model.encoder).feature_std = None  # measured, as of an encoder that standardizes not
     module = data(shapes, stage, batch_size=batch, length_bucket_batches=buckets)
-    trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
+    with patch.object(muon, "orthogonalized", side_effect=muon.orthogonalized) as orthogonalized:
+        trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
+    watch.facts["orthogonalized"] = orthogonalized.call_count
     names = model.trained_state().keys()
     whole = trainer.strategy.lightning_module_state_dict()
     state = gather_state_dict({name: tensor for name, tensor in whole.items() if name in names})

@@ -21,6 +21,8 @@ TWO = [
         "steps": 2,
         "execution": {"frozen_params": "replicate"},
     },
+    {"name": "muon_ddp", "strategy": "ddp", "steps": 2, "optimizer": "muon"},
+    {"name": "muon_fsdp2", "strategy": "fsdp2", "steps": 2, "optimizer": "muon"},
     {"name": "joint_fsdp2", "strategy": "fsdp2", "stage": "joint", "steps": 1},
     {"name": "decoder_ddp", "strategy": "ddp", "stage": "decoder", "steps": 1},
     {"name": "decoder_fsdp2", "strategy": "fsdp2", "stage": "decoder", "steps": 1},
@@ -74,6 +76,7 @@ def fits(shapes_folder, talks, weights, tmp_path_factory):
     one = {"shapes": shapes_folder, "out": out, "weights": asdict(weights), "batch": 8}
     ranks.fit(name="one", **one, **STEPS)
     ranks.fit(name="joint", stage="joint", steps=1, **one)
+    ranks.fit(name="muon", steps=2, optimizer="muon", **one)
     ranks.fit(name="accumulated", steps=2, accumulate=4, **{**one, "batch": 2})
     plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": TWO}
     plan |= {"talks": str(talks), "cut": [*CASES, LAST_STEP, VALIDATION]}
@@ -119,6 +122,15 @@ def test_losses_and_weights_stay_those_of_one_process(fits, name):
     assert fits[name]["losses"] == pytest.approx(fits["one"]["losses"], rel=1e-6)
     # Adam divides by the gradient's size: rounding of small gradients becomes whole steps
     assert apart(fits[name]["state"], fits["one"]["state"]) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "share"), [("muon_ddp", 2), ("muon_fsdp2", 1)])
+def test_muon_moves_the_weights_of_one_process_and_ddp_splits_its_work(fits, name, share):
+    found, one = fits[name], fits["muon"]
+    # matrices with hardly a gradient in some directions are scaled up in these too
+    assert apart(found["state"], one["state"]) < 1e-3
+    assert found["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert found["facts"]["orthogonalized"] == one["facts"]["orthogonalized"] // share > 0
 
 
 def test_every_learned_word_counts_the_same_on_any_rank(fits):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 
 from triptych.training.execution import blocks_of
 from triptych.training.fsdp import copy_into, gather_state_dict, shard_like
+from triptych.training.muon import MuonWithAdamW
 from triptych.training.ranks import announce_failures
 from triptych.training.sharded_checkpoint import REST, load_data, read_into
 from triptych.utils.errors import UserError
@@ -39,10 +41,11 @@ class _EndsTogether(Strategy):
 
 
 class LeanDDPStrategy(_EndsTogether, DDPStrategy):
-    """DDP that ignores frozen parameters.
+    """DDP that ignores frozen parameters, and splits the work of Muon.
 
     Every rank reads frozen parameters from the same files: they are neither broadcast at the start
-    or with the buffers, nor in the gradients' buckets.
+    or with the buffers, nor in the gradients' buckets. All ranks have the same gradients: each
+    orthogonalizes a part of Muon's matrices.
 
     Args:
         find_unused_parameters: whether a step may leave trainable parameters unused, such as the
@@ -72,6 +75,12 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
         wrapped = super()._setup_model(model)
         fix_buckets(wrapped)
         return wrapped
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, MuonWithAdamW):
+                optimizer.share(torch.distributed.group.WORLD)
 
 
 def fix_buckets(model: DistributedDataParallel) -> None:
