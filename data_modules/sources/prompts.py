@@ -76,22 +76,31 @@ class PromptFile(_Prompts):
         return np.array([len(self._rows[n][1].encode()) for n in numbers], np.int64)
 
 
+PROMPT_TASKS = {"train": TASKS, "pairs": ("two_object",), "unseen": UNSEEN_TASKS}
+"""Split of `ShapesPrompts` -> tasks of its captions, in turn."""
+
+
 class ShapesPrompts(_Prompts):
     """Captions of the shapes world, each drawn when it is read; none is one of evaluation.
 
     Args:
-        split: "train", or "unseen": captions of combinations of colour and kind of which the
-            training data has no image. Of these the meanings of the first `EVALUATED` of
-            `ShapeEval` are left out.
+        split: "train"; "pairs": those of train that name two shapes and their sizes; or "unseen":
+            captions of combinations of colour and kind of which the training data has no image. Of
+            these the meanings of the first `EVALUATED` of `ShapeEval` are left out.
         number: number of captions.
         seed: random seed of the captions.
     """
 
     def __init__(
-        self, split: Literal["train", "unseen"] = "train", number: int = 20000, seed: int = 0
+        self,
+        split: Literal["train", "pairs", "unseen"] = "train",
+        number: int = 20000,
+        seed: int = 0,
     ) -> None:
-        if split not in ("train", "unseen"):
-            raise UserError(f"ShapesPrompts has the splits train and unseen, not {split!r}.")
+        if split not in PROMPT_TASKS:
+            raise UserError(
+                f"ShapesPrompts has the splits {', '.join(PROMPT_TASKS)}, and none is {split!r}."
+            )
         self.split, self.number, self.seed = split, number, seed
         self.name = f"captions of the shapes world, {split}"
 
@@ -105,12 +114,14 @@ class ShapesPrompts(_Prompts):
         return f"{self.split}-prompt{number:08d}"
 
     def caption(self, number: int) -> str:
-        kept = _evaluated() if self.split == "unseen" else frozenset()
-        tasks = UNSEEN_TASKS if self.split == "unseen" else TASKS
+        tasks = PROMPT_TASKS[self.split]
         rng = np.random.default_rng([self.seed, STREAM, len(tasks), number])
+        split = "unseen" if self.split == "unseen" else "train"
         while True:
-            caption, request, _ = sample(rng, tasks[number % len(tasks)], self.split)
-            if request not in kept:
+            caption, request, _ = sample(rng, tasks[number % len(tasks)], split)
+            if self.split == "pairs" and request.wanted[0].size is None:
+                continue
+            if self.split != "unseen" or request not in _evaluated():
                 return caption
 
 

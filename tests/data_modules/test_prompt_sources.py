@@ -59,8 +59,16 @@ def test_captions_of_the_shapes_world_are_none_of_evaluation():
     assert len({unseen.caption(n) for n in range(400)}) > 200
     assert unseen.caption(7) == ShapesPrompts("unseen", 9).caption(7)
     assert unseen.caption(7) != ShapesPrompts("unseen", 9, seed=1).caption(7)
-    with pytest.raises(UserError, match="splits train and unseen, not 'eval'"):
+    with pytest.raises(UserError, match="splits train, pairs, unseen, and none is 'eval'"):
         ShapesPrompts("eval")
+
+
+def test_pairs_say_both_sizes_and_are_none_of_evaluation():
+    pairs = ShapesPrompts("pairs", 100)
+    requests = [parse(pairs.caption(number)) for number in range(len(pairs))]
+    assert {len(request.wanted) for request in requests} == {2}
+    assert {wanted.size for request in requests for wanted in request.wanted} == {"small", "large"}
+    assert not any(is_evaluation(request) for request in requests)
 
 
 @pytest.fixture(scope="module")
