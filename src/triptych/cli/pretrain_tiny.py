@@ -80,6 +80,7 @@ EDITS = (
     "--data.init_args.stories=data/shapes_stories",  # those of stage 1
     "--data.init_args.num_stories=30000",
 )
+REWARDED = (TWO, "--data.datasets.unseen.weight=0")  # no image, and no caption, of unseen pairs
 CURATED = (
     "--data.init_args.part=instruct",  # more of what is learned last
     "--data.init_args.share=0.3",
@@ -165,6 +166,22 @@ PLAN = (
             "--data.init_args.sized_ratio=0.3",
         ),
         "edits",
+    ),
+    PretrainStage(
+        "rewards",
+        240,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "last"),
+        (*REWARDED, "--data.datasets.pairs.weight=1"),
+        "rl",
+    ),
+    PretrainStage(
+        "pairs",
+        240,
+        "generation",
+        ("encoder", "reading", "stage1", "decoder", "rewards"),
+        (*REWARDED, "--data.datasets.pairs.weight=2", "--model.optimization.lr=3.0e-4"),
+        "rl",
     ),
 )
 
