@@ -404,3 +404,26 @@ def test_decoder_refuses_no_steps():
         decoder(sampling=SamplerConfig(num_inference_steps=0))
     with pytest.raises(UserError, match="at least 1 step, not 0"):
         decoder().scheduler(SamplerConfig(num_inference_steps=0))  # 0 is not "the default"
+
+
+@pytest.fixture
+def after_a_loaded_model():
+    """As after `transformers`' from_pretrained, if it was the first to use a device context."""
+    constructors = torch.utils._device._device_constructors
+    constructors.cache_clear()
+    plain = torch.linspace
+    torch.linspace = lambda *args, **kwargs: plain(*args, **{"device": "cpu", **kwargs})
+    with torch.device("meta"):
+        torch.empty(1)
+    torch.linspace = plain
+    yield
+    constructors.cache_clear()
+
+
+def test_a_device_context_holds_for_the_noise_levels_too(after_a_loaded_model):
+    model = decoder()
+    model.configure_shapes((32, 3, 3))
+    with torch.device("meta"):
+        assert torch.linspace(0, 1, 2).device.type == "cpu"  # what no longer heeds it
+        model.build()
+    assert {each.device.type for each in (*model.parameters(), *model.buffers())} == {"meta"}
