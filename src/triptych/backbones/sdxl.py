@@ -108,8 +108,8 @@ class SDXLDecoder(PixelDecoder):
         shown = self.vae.image_size
         original = self.original_size or shown
         sizes = torch.tensor([original, original, 0, 0, shown, shown], dtype=torch.float32)
-        # Once transformers has loaded a model, torch.linspace, which makes this, may not heed a device
-        # context: `from_pretrained` replaces it while torch notes which functions do.
+        # Once transformers has loaded a model, torch.linspace, which makes these, may not heed a
+        # device context: `from_pretrained` replaces it while torch notes which functions do.
         kept = DDPMScheduler(TRAIN_TIMES, **NOISE_SCHEDULE).alphas_cumprod.to(sizes.device)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("signal_levels", kept.sqrt(), persistent=False)
