@@ -172,7 +172,7 @@ PLAN = (
         240,
         "generation",
         ("encoder", "reading", "stage1", "decoder", "last"),
-        (*REWARDED, "--data.datasets.pairs.weight=1"),
+        (*REWARDED, "--data.datasets.pairs.weight=1", "--model.optimization.lr=1.0e-4"),
         "rl",
     ),
     PretrainStage(
