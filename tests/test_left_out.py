@@ -78,6 +78,15 @@ def test_skips_fail_the_run_with_nothing_left_out(run, processes):
         assert status == expected and "\nleft out: 1 it rains\n" in out
 
 
+@pytest.mark.parametrize("processes", [(), ("-n", "1")])
+def test_what_would_begin_too_late_is_counted_and_fails_nothing(run, processes):
+    options = ("--nothing-left-out", "--last-start=0", *processes)
+    status, out = run("def test_one(): pass\n\ndef test_two(): pass", *options)
+    assert status == 0 and "\nleft out: 2 would begin later than --last-start\n" in out
+    status, out = run("def test_one(): assert False", "--last-start=3600", *processes)
+    assert status == 1 and "\n1 failed" in out
+
+
 def test_no_test_skips_itself():
     """Requirements of tests are markers of conftest.py, which counts them; CI overrules them."""
     asks = re.compile(r"pytest\.(skip|importorskip|xfail)\(|mark\.(skip|skipif|xfail)\b")

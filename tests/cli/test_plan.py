@@ -136,6 +136,7 @@ def test_memory_of_cards_is_what_the_driver_leaves():
         assert gpu_of(name).memory == pytest.approx(mib * 2**20, rel=0.02)
 
 
+@pytest.mark.slow
 def test_stages_that_show_images_are_planned(capsys):
     found, _ = planned(capsys, stage="edits")
     captions, _ = planned(capsys, stage="stage3")

@@ -73,6 +73,7 @@ def test_memory_of_a_real_step_on_the_cpu(stage, strategy, batch_size):
     assert counted == pytest.approx(found, rel=WITHIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "edits"])
 def test_memory_of_a_real_step_with_stories(stage):
     model = place(stage_model("tiny", stage, *FLAGS), torch.device("cpu")).train()
@@ -188,6 +189,7 @@ def test_memory_of_a_step_on_fake_cuda_tensors(
     assert counted == pytest.approx(found["peak"], rel=WITHIN)
 
 
+@pytest.mark.slow
 def test_a_trace_of_one_batch_size_tells_of_others():
     """Also where gradients and casts of weights, which do not scale, are most of the memory."""
     plan = plan_of("tiny", "joint", 2)

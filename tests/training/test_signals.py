@@ -278,6 +278,7 @@ def rank_of_two(begun, body, rank, port):
     )
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it(begun):
     """While ranks find each other they wait in the store, which stays locked as long."""
     with socket.socket() as free:
@@ -329,6 +330,7 @@ def matrix(*words, seconds):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_two_ranks_end_in_any_phase():
     words = ["--ranks", "2", "--strategies", "ddp", "--times", "1", "--only", "3", "--resume", "3"]
     found = matrix(*words, seconds=600)
