@@ -61,6 +61,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_make_the_images_of_one_process(launcher, forks, tmp_path):
     status, said = forks(tmp_path, *MANY, "-o", "one")

@@ -503,6 +503,7 @@ def test_a_mistake_in_the_scale_of_a_line_is_found_before_the_first_edit(triptyc
     assert (status, out) == (1, "") and "image_guidance_scale is 2, and" in err
 
 
+@pytest.mark.slow
 def test_edits_of_a_generator_that_sees_the_image(forks, tmp_path):
     """Flags, the lines of a file, and the settings in the images; nothing in a model's place."""
     line = {"image": str(SAMPLES), "instruction": "make it blue", "image_guidance_scale": 2}

@@ -186,12 +186,15 @@ def names(folder):
 
 
 HEAVY = {"fit", "validate", "edit", "reconstruct"}  # in the way of `generate`, or a second each
+LONG = {"generate", "eval others", "eval shapes", "data features"}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=pytest.mark.sweep) if kind in HEAVY else kind for kind in REFUSED],
-)
+def marks(kind):
+    """Marks of a table: members that take long, and further ones."""
+    return [pytest.mark.sweep] * (kind in HEAVY) + [pytest.mark.slow] * (kind in LONG)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks(kind)) for kind in REFUSED])
 def test_refused_commands_leave_no_files(kind, forks, folder):
     before = names(folder)
     for command in REFUSED[kind]:

@@ -216,6 +216,7 @@ def test_flags_meet(flags, triptych, words, tmp_path):
     tried(triptych, tmp_path, words, WORKS, *flags)
 
 
+@pytest.mark.slow
 def test_a_run_without_logger_and_checkpoints_still_leaves_its_weights(triptych, words, tmp_path):
     flags = ("logger=false", "enable_checkpointing=false", "num_sanity_val_steps=1")
     left, output = tried(triptych, tmp_path, words, WORKS, *flags)
@@ -271,6 +272,7 @@ def test_three_processes_on_a_cpu_train_together(words, tmp_path):
     assert refused.stderr.count("set --trainer.use_distributed_sampler=false") == 1
 
 
+@pytest.mark.slow
 def test_a_run_from_its_own_config_has_a_folder_of_its_own(triptych, words, tmp_path):
     tried(triptych, tmp_path, words, WORKS, "limit_val_batches=0", "max_steps=1")
     stage = tmp_path / "runs/tiny/stage2"

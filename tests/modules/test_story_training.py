@@ -194,6 +194,7 @@ def test_batches_without_stories_are_as_before(weights, captions):
     assert batch.sample_ids.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_captions_and_stories_takes_a_step(weights, tmp_path):
     model = model_of(weights, "grid", joint=False)
     data = ShapesDataModule(

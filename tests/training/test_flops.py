@@ -87,6 +87,7 @@ def test_a_step_on_images(stage2):
     assert found <= 13.5e12
 
 
+@pytest.mark.slow
 def test_the_published_step(stage2):
     model = stage2
     with recomputing(model):

@@ -171,6 +171,7 @@ def test_a_forked_process_answers_signals_by_itself(started):
     assert process.returncode == 0 and said == "-15 None\n"
 
 
+@pytest.mark.slow
 def test_a_loader_process_lives_through_a_signal_to_the_group(started):
     """`timeout` and a terminal send to every process of the group."""
     body = """
@@ -298,6 +299,7 @@ def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it(begun):
 WAITS = ('store.get("what nobody sets")\n', "time.sleep(300)\n")
 
 
+@pytest.mark.slow
 def test_a_rank_that_ends_while_it_asks_the_store_ends_well(begun):
     """The store may answer late, on a busy machine or when the first rank has ended."""
     process = begun("""

@@ -10,6 +10,8 @@ import ranks
 import torch
 from split_batches import apart, cut, described, plain, sizes, validated, write_conversations
 
+pytestmark = pytest.mark.slow  # a minute for what all of them look at
+
 STEPS = {"steps": 4, "every": 2}
 TWO = [
     {"name": "ddp", "strategy": "ddp", **STEPS},
@@ -203,7 +205,6 @@ def seen_by_one(shapes_folder, weights, tmp_path_factory):
     return torch.load(out / "cut.pt", weights_only=True), talks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(ONE_SEES)))
 def test_a_rank_without_images_waits_for_no_other(number, seen_by_one, shapes_folder, weights):
     """Blocks of a split vision tower were gathered by one rank alone: an error, or no end."""
@@ -275,7 +276,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_three_ranks_of_ddp_resume_bit_for_bit(tmp_path):
     """A sum of three depends on its order, and that on where a gradient lies in DDP's buckets."""
     (tmp_path / "three.py").write_text(THREE)
